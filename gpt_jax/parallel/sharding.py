@@ -1,0 +1,53 @@
+"""The sharding table: the end of a parameter's path -> logical axes -> mesh axes.
+
+Adam's moments are trees like the parameters, so their paths end alike and the same table serves.
+"""
+
+import re
+from typing import Any
+
+import jax
+
+# What each logical axis is cut along; None is copied.
+_MESH_AXIS = {'embed': 'fsdp', 'heads': 'tensor', 'hidden': 'tensor', 'vocab': 'tensor', None: None}
+
+# Layers that are scanned have one more, leading axis, which is never cut.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+  (r'(wte/embedding|lm_head)', ('vocab', 'embed')),
+  (r'wpe/embedding', (None, 'embed')),
+  (r'attn/c_attn/kernel', ('embed', 'heads')),
+  (r'attn/c_attn/bias', ('heads',)),
+  (r'attn/c_proj/kernel', ('heads', 'embed')),
+  (r'mlp/c_fc/kernel', ('embed', 'hidden')),
+  (r'mlp/c_fc/bias', ('hidden',)),
+  (r'mlp/c_proj/kernel', ('hidden', 'embed')),
+  (r'(attn|mlp)/c_proj/bias', (None,)),
+  (r'ln_(1|2|f)/(scale|bias)', (None,)),
+)
+
+
+def matching_rules(path: str) -> list[int]:
+  """Indices of the rules whose pattern is a suffix of `path` (whole path components)."""
+  return [i for i, (suffix, _) in enumerate(RULES) if re.search(rf'(^|/){suffix}$', path)]
+
+
+def tree_shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
+  """Shardings for a tree of (abstract) arrays whose paths end like those of the parameters.
+
+  Scalars (step counts) are copied to every device.
+
+  Raises:
+    ValueError: an array matches no rule, or more than one.
+  """
+
+  def one(path: Any, leaf: Any) -> jax.NamedSharding:
+    if leaf.ndim == 0:
+      return jax.NamedSharding(mesh, jax.P())
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    matches = matching_rules(name)
+    if len(matches) != 1:
+      raise ValueError(f'{name}: {len(matches)} sharding rules match, there must be exactly one')
+    axes = tuple(_MESH_AXIS[axis] for axis in RULES[matches[0]][1])
+    return jax.NamedSharding(mesh, jax.P(*(None,) * (leaf.ndim - len(axes)), *axes))
+
+  return jax.tree_util.tree_map_with_path(one, tree)

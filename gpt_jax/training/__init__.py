@@ -1,0 +1,1 @@
+"""From a model and batches to trained parameters: the pure step, the loop, checkpoints, metrics."""

@@ -1,0 +1,37 @@
+"""SIGTERM and SIGINT as a flag that every phase of a run looks at."""
+
+import signal
+import sys
+import types
+from typing import Self
+
+from gpt_jax import errors
+
+
+class StopRequest:
+  """While entered, the first SIGTERM or SIGINT only sets `requested`; a second one ends at once."""
+
+  def __init__(self) -> None:
+    self.requested = False
+    self._previous: dict[int, signal._HANDLER] = {}
+
+  def __enter__(self) -> Self:
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._previous[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _handle(self, number: int, _: types.FrameType | None) -> None:
+    if self.requested:
+      raise KeyboardInterrupt
+    self.requested = True
+    name = signal.Signals(number).name
+    print(f'\n{name}: saving and stopping; once more ends at once', file=sys.stderr, flush=True)
+
+  def check(self) -> None:
+    """Raises `Stopped` if a stop was requested; for phases that have nothing to save."""
+    if self.requested:
+      raise errors.Stopped('stopped before the first step; run the same command again to go on')
