@@ -7,12 +7,7 @@ devices. With more devices or memory lower train.gradient_accumulation, with les
 result is the same but for rounding.
 Parameters, gradients and AdamW's moments take 24.9 GB, cut among devices by mesh.fsdp.
 
-The text is PG-19 (28,752 books), which TFDS downloads and prepares on first use; its validation and
-test books are the last 0.5 %. Any other text: --config.data.source=tfds:NAME or text:GLOB.
-
-Peak learning rate of this size from GPT-3 (Brown et al. 2020, table 2.1). Measured so far: the
-parameter count, the initial loss and its fall over the first steps; no run of this length has been
-made yet.
+Text, learning rate and what has been measured: as in configs/gpt2_small.py.
 """
 
 from gpt_jax import config as config_lib

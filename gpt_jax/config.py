@@ -242,15 +242,14 @@ def _learning_rates(config: Config) -> Iterator[str]:
     yield (f'optimizer.min_learning_rate: {low} must be at most optimizer.learning_rate ({high})')
 
 
-def _schedule(config: Config) -> Iterator[str]:
-  optimizer, steps = config.optimizer, config.train.steps
-  room = steps - optimizer.warmup_steps
-  if room < 0:
+def _wsd(config: Config) -> Iterator[str]:
+  optimizer = config.optimizer
+  room = config.train.steps - optimizer.warmup_steps
+  if optimizer.schedule == 'wsd' and not 1 <= optimizer.decay_steps <= room:
     yield (
-      f'optimizer.warmup_steps: {optimizer.warmup_steps} must be at most train.steps ({steps})'
+      f'optimizer.decay_steps: {optimizer.decay_steps} must be from 1 to {room} for wsd '
+      '(train.steps − optimizer.warmup_steps)'
     )
-  elif optimizer.schedule == 'wsd' and not 1 <= optimizer.decay_steps <= room:
-    yield f'optimizer.decay_steps: {optimizer.decay_steps} must be from 1 to {room} for wsd'
 
 
 def _data_axis(config: Config) -> Iterator[str]:
@@ -270,7 +269,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...] = 
   (('optimizer.learning_rate', 'optimizer.min_learning_rate'), _learning_rates),
   (
     ('train.steps', 'optimizer.schedule', 'optimizer.warmup_steps', 'optimizer.decay_steps'),
-    _schedule,
+    _wsd,
   ),
   (('mesh.data',), _data_axis),
   (('model.attention', 'model.dtype', 'model.dropout'), _cudnn),

@@ -277,7 +277,7 @@ def test_the_exit_code_tells_how_a_command_ended(raised, code, message, monkeypa
 
 def test_a_finished_command_returns_and_a_defect_is_not_hidden(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['command'])
-  seen = []
+  seen: list[flags.FlagValues] = []
   cli.run(seen.append, flags.FlagValues(), doc='', takes_config=False)
   assert len(seen) == 1
 

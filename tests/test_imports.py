@@ -9,15 +9,21 @@ import gpt_jax
 
 _ROOT = pathlib.Path(gpt_jax.__file__).resolve().parents[1]
 
-# Tells each attempt to import PyTorch or TensorFlow, whether or not they are installed.
+# Tells each attempt to import PyTorch or TensorFlow, whether or not they are installed; to ask
+# whether they are is no attempt.
 _WATCH = """
-import importlib.abc, sys
+import importlib.abc, importlib.util, sys
+
+def watched(name):
+  return name.partition('.')[0] in ('torch', 'tensorflow')
 
 class Watch(importlib.abc.MetaPathFinder):
   def find_spec(self, name, path=None, target=None):
-    if name.partition('.')[0] in ('torch', 'tensorflow'):
+    if watched(name):
       print('IMPORTED', name)
 
+ask = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *args: None if watched(name) else ask(name, *args)
 sys.meta_path.insert(0, Watch())
 """
 

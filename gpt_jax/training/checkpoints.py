@@ -49,7 +49,7 @@ class Checkpoints:
     self._manager.close()
 
   def steps(self) -> list[int]:
-    """The steps that were whole on disk when this was opened and those saved since, oldest first."""
+    """The steps that were whole on disk when this was opened, and those saved since, sorted."""
     return sorted(self._manager.all_steps())
 
   def best_step(self) -> int | None:

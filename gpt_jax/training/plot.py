@@ -23,7 +23,11 @@ def draw(lines: list[metrics.Line], path: str | os.PathLike[str], *, title: str)
   if losses:
     best = min(range(len(losses)), key=losses.__getitem__)
     ax.annotate(
-      f'{losses[best]:.3f}', (steps[best], losses[best]), xytext=(0, 8), textcoords='offset points'
+      f'{losses[best]:.3f}',
+      (steps[best], losses[best]),
+      xytext=(0, 8),
+      textcoords='offset points',
+      ha='right',
     )
   ax.set(title=title, xlabel='step', ylabel='loss (nats a token)')
   ax.grid(alpha=0.3)

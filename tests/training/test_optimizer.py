@@ -1,0 +1,171 @@
+"""The schedule hits its marks, decay spares biases and norms, and the update is AdamW's."""
+
+import math
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+from gpt_jax import config as config_lib
+from gpt_jax.models import gpt
+from gpt_jax.training import optimizer as optimizer_lib
+
+PEAK, FLOOR = 1e-2, 1e-3
+
+
+def _config(**changes):
+  return config_lib.OptimizerConfig(
+    **{'learning_rate': PEAK, 'min_learning_rate': FLOOR, 'warmup_steps': 10, **changes}
+  )
+
+
+@pytest.mark.parametrize(
+  'schedule, marks',
+  [
+    # Cosine: a quarter of the way it has fallen by (1 - cos 45°) / 2 = 14.645 %.
+    ('cosine', {60: PEAK - 0.146447 * (PEAK - FLOOR), 110: (PEAK + FLOOR) / 2, 210: FLOOR}),
+    ('linear', {60: PEAK - (PEAK - FLOOR) / 4, 110: (PEAK + FLOOR) / 2, 210: FLOOR}),
+    ('constant', {60: PEAK, 110: PEAK, 210: PEAK}),
+    ('wsd', {60: PEAK, 170: PEAK, 180: PEAK - (PEAK - FLOOR) / 4, 190: 5.5e-3, 210: FLOOR}),
+  ],
+)
+def test_schedule_is_as_specified_at_start_warm_middle_and_end(schedule, marks):
+  config = _config(schedule=schedule, decay_steps=40)
+  rate = optimizer_lib.make_schedule(config, 210)
+  marks = {0: PEAK / 11, 5: PEAK * 6 / 11, 10: PEAK, **marks}
+  actual = [float(rate(step)) for step in marks]
+  np.testing.assert_allclose(actual, list(marks.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'linear', 'constant', 'wsd'])
+def test_without_warm_up_the_first_step_has_the_peak(schedule):
+  config = _config(schedule=schedule, warmup_steps=0, decay_steps=5)
+  assert float(optimizer_lib.make_schedule(config, 20)(0)) == pytest.approx(PEAK, rel=1e-6)
+
+
+@st.composite
+def _schedules(draw):
+  """A valid config, its steps, and the learning rates of 80 steps (at least 20 beyond the end)."""
+  steps = draw(st.integers(1, 60))
+  warmup = draw(st.integers(0, steps))
+  peak = draw(st.floats(1e-6, 1))
+  config = config_lib.OptimizerConfig(
+    learning_rate=peak,
+    min_learning_rate=peak * draw(st.just(0.0) | st.floats(1e-3, 1)),
+    warmup_steps=warmup,
+    schedule=draw(st.sampled_from(['cosine', 'linear', 'constant', 'wsd'])),
+    decay_steps=draw(st.integers(1, max(steps - warmup, 1))),
+  )
+  train = config_lib.TrainConfig(steps=steps)
+  hypothesis.assume(not config_lib.problems(config_lib.Config(optimizer=config, train=train)))
+  rates = optimizer_lib.make_schedule(config, steps)(jnp.arange(80))
+  return config, steps, np.asarray(rates, np.float64)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(_schedules())
+def test_rate_rises_to_the_peak_and_falls_no_lower_than_the_floor(drawn):
+  config, steps, rates = drawn
+  peak, floor, warmup = config.learning_rate, config.min_learning_rate, config.warmup_steps
+  rounding = 3e-7 * peak  # float32
+  assert (rates[:steps] > 0).all(), 'a step in which nothing can be learned'
+  assert (rates <= peak + rounding).all()
+  assert (rates[warmup:] >= floor - rounding).all()
+  if warmup < steps:
+    assert abs(rates[warmup] - peak) <= rounding
+  np.testing.assert_allclose(rates[:warmup], peak * np.arange(1, warmup + 1) / (warmup + 1), 1e-5)
+  assert (np.diff(rates[warmup:]) <= rounding).all()
+  if config.schedule != 'constant' and warmup < steps:
+    np.testing.assert_allclose(rates[steps:], floor, rtol=0, atol=rounding)
+
+
+def _params(**changes):
+  """Random parameters of a tiny model, and their paths."""
+  config = config_lib.ModelConfig(
+    n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=30, pad_vocab_to=1, **changes
+  )
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: rng.normal(1, 0.1, x.shape).astype(x.dtype), gpt.abstract_params(config)
+  )
+
+
+def _by_path(tree):
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+@pytest.mark.parametrize(
+  'changes', [{}, {'scan_layers': True}, {'tie_embeddings': False, 'bias': False}], ids=str
+)
+def test_decay_shrinks_matrices_and_embeddings_only(changes):
+  config = _config(schedule='constant', warmup_steps=0, weight_decay=0.5)
+  optimizer = optimizer_lib.make_optimizer(config, optimizer_lib.make_schedule(config, 10))
+  params = _params(**changes)
+  zeros = jax.tree.map(np.zeros_like, params)
+  updates, _ = jax.jit(
+    optimizer.update,
+    compiler_options={'xla_backend_optimization_level': 0},  # compiles faster
+  )(zeros, optimizer.init(params), params)
+  before, after = _by_path(params), _by_path(jax.tree.map(np.add, params, updates))
+  # A bias or scale is a vector; with scanned layers, one for each.
+  for name, leaf in before.items():
+    vector = leaf.ndim - name.startswith('h/') == 1
+    expected = leaf if vector else leaf * (1 - PEAK * 0.5)
+    # Exactly unchanged, or one rounding of float32 away.
+    np.testing.assert_allclose(after[name], expected, rtol=0 if vector else 2e-7, err_msg=name)
+
+
+def _clipped(gradient, clip):
+  """What AdamW gets to see of `gradient`: its first moment after one step, without b1."""
+  config = _config(b1=0.0, clip=clip)
+  optimizer = optimizer_lib.make_optimizer(config, optimizer_lib.make_schedule(config, 10))
+  _, state = jax.jit(optimizer.update)(gradient, optimizer.init(gradient), gradient)
+  return optax.tree.get(state, 'mu')
+
+
+@pytest.mark.parametrize('norm', [0.1, 1.9, 2.1, 1e4])
+def test_clipping_bounds_the_global_norm_and_keeps_the_direction(norm):
+  # Components 0.6 and 0.8 of the norm, in different arrays: each alone is below the bound of 2.1.
+  gradient = {
+    'kernel': jnp.array([[0.6 * norm, 0.0]]),
+    'bias': jnp.array([0.0, 0.8 * norm]),
+  }
+  applied = _clipped(gradient, clip=2.0)
+  expected = jax.tree.map(lambda g: g * min(1, 2 / norm), gradient)
+  jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6), applied, expected)
+  assert math.hypot(applied['kernel'][0, 0], applied['bias'][1]) <= 2 * (1 + 1e-6)
+
+
+def test_clip_0_does_not_clip():
+  gradient = {'kernel': jnp.array([[3e4, 4e4]])}
+  np.testing.assert_array_equal(_clipped(gradient, clip=0.0)['kernel'], gradient['kernel'])
+
+
+def test_updates_are_adamws_as_torch_computes_them():
+  config = _config(schedule='linear', warmup_steps=1, weight_decay=0.3, b1=0.8, b2=0.9, clip=0.0)
+  optimizer = optimizer_lib.make_optimizer(config, optimizer_lib.make_schedule(config, 5))
+  rng = np.random.default_rng(3)
+  params = {'kernel': rng.normal(size=(3, 4)).astype(np.float32)}
+  gradients = rng.normal(size=(3, 3, 4)).astype(np.float32) * [[[1.0, 1e-2, 1e-4, 1e-8]]]
+  state = optimizer.init(params)
+
+  p, m, v = params['kernel'].astype(np.float64), 0.0, 0.0
+  # Half the peak while warming up, the peak, and a quarter of the way down.
+  rates = [PEAK / 2, PEAK, PEAK - (PEAK - FLOOR) / 4]
+  for t, (rate, g) in enumerate(zip(rates, gradients, strict=True), start=1):
+    updates, state = optimizer.update({'kernel': g.astype(np.float32)}, state, params)
+    params = optax.apply_updates(params, updates)
+    # torch.optim.AdamW's documentation, line by line.
+    p = p - rate * 0.3 * p
+    m = 0.8 * m + 0.2 * g
+    v = 0.9 * v + 0.1 * g**2
+    p = p - rate * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)
+    # The parameters are about 1 and rounded a few times; an update is about 1e-2.
+    np.testing.assert_allclose(params['kernel'], p, rtol=0, atol=5e-7)

@@ -1,0 +1,62 @@
+"""What a step costs is known from the model alone, and the peak only where it is published."""
+
+import time
+
+import pytest
+
+from gpt_jax import config as config_lib
+from gpt_jax.training import perf
+
+
+def _small(**values):
+  return config_lib.ModelConfig(n_layer=12, n_head=12, n_embd=768, vocab_size=50257, **values)
+
+
+def test_gpt2_small_takes_0_855_gigaflop_a_token():
+  flops = perf.flops_per_token(_small(block_size=1024))
+  assert flops == pytest.approx(0.855e9, rel=0.01)
+
+
+def test_the_padding_of_the_vocabulary_is_no_work():
+  padded, bare = (_small(pad_vocab_to=to) for to in (4096, 1))
+  assert perf.flops_per_token(padded) == perf.flops_per_token(bare)
+
+
+def test_a_longer_context_costs_attention_and_not_its_positions():
+  short, long = (_small(block_size=size) for size in (512, 1024))
+  more = perf.flops_per_token(long) - perf.flops_per_token(short)
+  # Scores and weighted values, 2 FLOPs for each product, forward and twice backward.
+  assert more == 12 * (2 * 2 * 3) * 768 * 512
+
+
+@pytest.mark.parametrize(
+  ('kind', 'peak'),
+  [
+    ('NVIDIA H200', 989e12),
+    ('NVIDIA H100 80GB HBM3', 989e12),
+    ('NVIDIA A100-SXM4-80GB', 312e12),
+    ('TPU v5 lite', 197e12),
+    ('TPU v5p', 459e12),
+    ('cpu', None),
+    ('NVIDIA GeForce RTX 2080 Ti', None),
+    ('TPU v99', None),
+    ('', None),
+  ],
+)
+def test_the_peak_of_a_device(kind, peak):
+  assert perf.peak_flops(kind, 'bfloat16') == peak
+  assert perf.peak_flops(kind, 'float32') is None
+
+
+def test_throughput_is_tokens_over_the_time_that_counts(monkeypatch):
+  now = 100.0
+  monkeypatch.setattr(time, 'monotonic', lambda: now)
+  throughput = perf.Throughput()
+  throughput.add(300)
+  throughput.add(100)
+  now += 12
+  throughput.exclude(2)
+  assert throughput.read() == pytest.approx(40)
+  throughput.add(50)
+  now += 5
+  assert throughput.read() == pytest.approx(10)

@@ -1,0 +1,219 @@
+"""A step is pure, learns, and doesn't depend on how its batch is cut into parts.
+
+Shapes in names: A gradient accumulation, B batch, L length, V vocabulary (padded).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gpt_jax import config as config_lib
+from gpt_jax.models import gpt
+from gpt_jax.training import optimizer as optimizer_lib
+from gpt_jax.training import step as step_lib
+
+BLOCK, VOCAB = 8, 30
+
+# Half of the time of these tests would go into optimising programs that run a few times.
+_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+@functools.cache
+def _model(dropout=0.0):
+  return gpt.GPT(
+    config_lib.ModelConfig(
+      n_layer=1,
+      n_head=2,
+      n_embd=16,
+      block_size=BLOCK,
+      vocab_size=VOCAB,
+      pad_vocab_to=16,
+      dropout=dropout,
+    )
+  )
+
+
+@functools.cache
+def _params():
+  """Parameters well away from zero, so that every gradient has a size worth comparing."""
+  rng = np.random.default_rng(1)
+  return jax.tree.map(
+    lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), gpt.abstract_params(_model().config)
+  )
+
+
+def _batch(parts, sequences):
+  tokens = np.random.default_rng(2).integers(0, VOCAB, (parts * sequences, BLOCK + 1))
+  tokens = tokens.reshape(parts, sequences, BLOCK + 1)
+  return step_lib.Batch(jnp.asarray(tokens[..., :-1]), jnp.asarray(tokens[..., 1:]))
+
+
+# Plain gradient descent with rate 1: what it changes in the parameters is the gradient.
+DESCENT = optax.sgd(1.0)
+
+
+@functools.cache
+def _descent_step(dropout=0.0):
+  def descend(state, batch, seed=7):
+    key = jax.random.key(seed)
+    return step_lib.make_train_step(_model(dropout), DESCENT, lambda step: step / 4, key)(
+      state, batch
+    )
+
+  return _jit(descend)
+
+
+def _init(optimizer):
+  return _jit(functools.partial(step_lib.init_state, _model(), optimizer))
+
+
+def _descent_state(step=0):
+  return step_lib.TrainState(jnp.asarray(step, jnp.int32), _params(), DESCENT.init(_params()))
+
+
+@functools.cache
+def _whole_batch():
+  return jax.device_get(_descent_step()(_descent_state(), _batch(1, 4)))
+
+
+def _distance(params, others):
+  squares = jax.tree.map(lambda a, b: ((np.float64(a) - b) ** 2).sum(), params, others)
+  return math.sqrt(sum(jax.tree.leaves(squares)))
+
+
+def _log_probs(logits):
+  logits = np.asarray(logits, np.float64)
+  exp = np.exp(logits - logits.max(-1, keepdims=True))
+  return np.log(exp / exp.sum(-1, keepdims=True))
+
+
+@functools.cache
+def _apply():
+  return _jit(_model().apply)
+
+
+@np.errstate(divide='ignore')
+def _mean_loss(params, batch):
+  """The mean negative log-likelihood of all targets, by NumPy."""
+  inputs_BL, targets_BL = (x.reshape(-1, BLOCK) for x in batch)
+  logits_BLV, _ = _apply()({'params': params}, inputs_BL)
+  return -np.take_along_axis(_log_probs(logits_BLV), np.asarray(targets_BL)[..., None], -1).mean()
+
+
+@pytest.mark.parametrize('parts', [2, 4])
+def test_accumulation_is_one_large_batch(parts):
+  state, metrics = _descent_step()(_descent_state(), _batch(parts, 4 // parts))
+  whole_state, whole_metrics = _whole_batch()
+  # Means of a few tens of terms in another order: some roundings of 6e-8.
+  for name in ('loss', 'grad_norm'):
+    np.testing.assert_allclose(metrics[name], whole_metrics[name], rtol=1e-6)
+
+  for leaf, whole in zip(*map(jax.tree.leaves, (state.params, whole_state.params)), strict=True):
+    # Gradients of up to 1, taken from parameters of up to 1, which costs another rounding.
+    np.testing.assert_allclose(leaf, whole, rtol=0, atol=5e-7)
+  assert _distance(whole_state.params, _params()) == pytest.approx(
+    float(whole_metrics['grad_norm']), rel=1e-5
+  )
+
+
+def test_metrics_are_those_of_the_step_taken():
+  state, metrics = _descent_step()(_descent_state(step=6), _batch(1, 4))
+  assert state.step == 7
+  assert metrics['learning_rate'] == 1.5
+  # Before the update: the loss of the parameters that came in.
+  np.testing.assert_allclose(metrics['loss'], _mean_loss(_params(), _batch(1, 4)), rtol=1e-6)
+  assert _mean_loss(state.params, _batch(1, 4)) != pytest.approx(float(metrics['loss']), rel=1e-3)
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {'float32'}
+
+
+def test_grad_norm_is_the_one_before_clipping():
+  _, unclipped = _whole_batch()
+  clip = float(unclipped['grad_norm']) / 10
+  optimizer = optax.chain(optax.clip_by_global_norm(clip), DESCENT)
+  step = step_lib.make_train_step(_model(), optimizer, lambda _: 0.0, jax.random.key(7))
+  state = step_lib.TrainState(jnp.int32(0), _params(), optimizer.init(_params()))
+  new_state, metrics = _jit(step)(state, _batch(1, 4))
+  np.testing.assert_allclose(metrics['grad_norm'], unclipped['grad_norm'], rtol=1e-6)
+  assert _distance(new_state.params, _params()) == pytest.approx(clip, rel=1e-5)
+
+
+def test_gradient_goes_downhill_and_is_the_losss():
+  # A step of h against the gradient g changes the loss by -h |g|^2, to first order.
+  state, metrics = _whole_batch()
+  h = 1e-3 / float(metrics['grad_norm'])
+  there, back = (
+    jax.tree.map(lambda new, old, h=h: old + h * (new - old), state.params, _params())
+    for h in (h, -h)
+  )
+  slope = (_mean_loss(there, _batch(1, 4)) - _mean_loss(back, _batch(1, 4))) / (2 * h)
+  # Losses of 4 are rounded to 2e-7, their difference is about 2e-3 |g|; the rest is curvature.
+  assert slope == pytest.approx(-(float(metrics['grad_norm']) ** 2), rel=2e-3)
+
+
+def test_one_batch_can_be_learned_by_heart_without_compiling_twice():
+  config = config_lib.OptimizerConfig(
+    learning_rate=2e-2, min_learning_rate=2e-3, warmup_steps=5, weight_decay=0.0
+  )
+  schedule = optimizer_lib.make_schedule(config, 120)
+  optimizer = optimizer_lib.make_optimizer(config, schedule)
+  train_step = step_lib.make_train_step(_model(), optimizer, schedule, jax.random.key(0))
+  traces: list[None] = []
+
+  def traced(state, batch):
+    traces.append(None)
+    return train_step(state, batch)
+
+  compiled, batch = _jit(traced, donate_argnums=0), _batch(1, 4)
+  state = _init(optimizer)(jax.random.key(0))
+  losses = []
+  for step in range(120):
+    assert state.step == step
+    state, metrics = compiled(state, batch)
+    losses.append(float(metrics['loss']))
+  assert len(traces) == 1
+  assert losses[0] == pytest.approx(math.log(VOCAB), abs=0.1)
+  # The first token of a sequence has nothing before it; apart from that, all can be known. Where
+  # two of the four begin alike, they can't be told apart, so they mustn't.
+  assert len(set(batch.inputs_ABL[0, :, 0].tolist())) == 4
+  assert losses[-1] < 0.02
+
+
+def test_dropout_is_a_function_of_key_step_and_part():
+  step = _descent_step(dropout=0.3)
+  one = step_lib.Batch(*(x[:, :1] for x in _batch(1, 4)))
+
+  def loss(at, batch=one, seed=7):
+    return float(step(_descent_state(at), batch, seed)[1]['loss'])
+
+  assert loss(3) == loss(3)
+  assert len({loss(at) for at in range(4)}) == 4
+  twice = step_lib.Batch(*(jnp.concatenate([x, x]) for x in one))
+  # Parts with the same tokens: were their dropout the same too, the mean were the first one's loss.
+  assert loss(3, twice) != pytest.approx(loss(3), rel=1e-4)
+  assert loss(3, seed=8) != loss(3)
+
+
+def test_evaluation_is_the_mean_over_all_parts_without_dropout():
+  evaluate = _jit(step_lib.make_eval_step(_model(dropout=0.3)))
+  batch = _batch(2, 3)
+  np.testing.assert_allclose(evaluate(_params(), batch), _mean_loss(_params(), batch), rtol=1e-6)
+
+
+def test_cross_entropy_is_in_nats_a_token_and_stable():
+  logits_BLV = jnp.array([[[0.0, math.log(3.0), -jnp.inf], [1e4, 0.0, -jnp.inf]]])
+  loss = step_lib.cross_entropy(logits_BLV, jnp.array([[0, 1]]))
+  assert float(loss) == pytest.approx((math.log(4) + 1e4) / 2, rel=1e-6)
+
+
+def test_initial_state_is_a_function_of_its_key_at_step_0():
+  init = _init(DESCENT)
+  first, again, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
+  assert first.step == 0 and first.step.dtype == jnp.int32
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  kernels = [s.params['h_0']['attn']['c_attn']['kernel'] for s in (first, other)]
+  assert not np.isclose(*kernels).any()
