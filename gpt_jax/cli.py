@@ -19,7 +19,7 @@ FINISHED, USER_ERROR, STOPPED = 0, 2, 75
 _KILLED_BY_SIGINT = 130
 
 _EXAMPLES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
-_OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)(=.*)?$')
+_OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)(=.*)?$')
 
 
 def run(
@@ -61,11 +61,13 @@ def parse(flag_values: flags.FlagValues, argv: list[str], *, takes_config: bool)
   Raises:
     UserError: lists everything that is wrong with the flags or the config, all at once.
   """
-  found: list[str] = []
+  argv, found = _sound_flags(flag_values, argv)
   if takes_config:
-    argv, found = _sound_overrides(argv, config_path(argv))
-    _define_config(flag_values, argv)
+    argv, more = _sound_overrides(argv, config_path(argv))
+    found += more
   try:
+    if takes_config:
+      _define_config(flag_values, argv)
     rest = flag_values(argv, known_only=True)[1:]
   except flags.Error as e:
     raise errors.UserError(f'{e}; see --help') from e
@@ -112,6 +114,21 @@ def config_path(argv: list[str]) -> pathlib.Path:
   return path
 
 
+def _sound_flags(flag_values: flags.FlagValues, argv: list[str]) -> tuple[list[str], list[str]]:
+  """`argv` without the flags of the wrong type, and a line on each of those."""
+  sound, found = [], []
+  for arg in argv:
+    name, equals, value = arg.lstrip('-').partition('=')
+    try:
+      if equals and arg.startswith('-') and name in flag_values:
+        flag_values[name].parser.parse(value)
+      sound.append(arg)
+    except (ValueError, TypeError):
+      wanted = flag_values[name].parser.flag_type()
+      found.append(f'--{name}: {value!r} must be {_EXAMPLES[{"int": int, "float": float}[wanted]]}')
+  return sound, found
+
+
 def _sound_overrides(argv: list[str], path: pathlib.Path) -> tuple[list[str], list[str]]:
   """`argv` without the overrides that can't be taken, and a line on each of those."""
   known = {knob.key for knob in config_lib.knobs(config_lib.Config())}
@@ -135,7 +152,9 @@ def _type_problem(arg: str, key: str, path: pathlib.Path) -> str | None:
   _define_config(values, argv)
   try:
     values(argv)
-  except flags.Error:
+  except (flags.Error, ValueError):
+    if arg.lstrip('-').startswith('no'):
+      return f'{key}: {arg} cannot be; write --config.{key}=VALUE'
     given, _, value = arg.partition('=')
     wanted: Any = {knob.key: knob.field.type for knob in config_lib.knobs(config_lib.Config())}[key]
     example = _EXAMPLES[wanted]

@@ -37,7 +37,7 @@ def _knob(
   )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class ModelConfig:
   """The architecture: GPT-2 (Radford et al. 2019) and the options that keep it readable."""
 
@@ -77,7 +77,7 @@ class ModelConfig:
     return self.n_embd // self.n_head
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class DataConfig:
   """Which text, cut into tokens how, and in what order it is seen."""
 
@@ -95,7 +95,7 @@ class DataConfig:
   )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class TrainConfig:
   """How long and in what portions to train, and how often to look, measure and save."""
 
@@ -104,7 +104,9 @@ class TrainConfig:
   gradient_accumulation: int = _knob(
     1, 'Parts that a batch is computed in, to save memory; must divide batch_size.', at_least=1
   )
-  seed: int = _knob(0, 'Seed of the initial parameters and of dropout.', at_least=0)
+  seed: int = _knob(
+    0, 'Seed of the initial parameters and of dropout.', at_least=0, at_most=2**32 - 1
+  )
   log_every: int = _knob(10, 'Steps between training lines in metrics.jsonl.', at_least=1)
   eval_every: int = _knob(250, 'Steps between evaluations.', at_least=1)
   eval_batches: int = _knob(
@@ -117,7 +119,7 @@ class TrainConfig:
   tensorboard: bool = _knob(False, 'Write TensorBoard files too.')
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class OptimizerConfig:
   """AdamW (Loshchilov & Hutter 2019) and its learning-rate schedule."""
 
@@ -136,7 +138,7 @@ class OptimizerConfig:
   clip: float = _knob(1.0, 'Largest global norm of the gradient; 0 does not clip.', at_least=0)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class MeshConfig:
   """How devices are arranged; the product must be the number of devices."""
 
@@ -151,7 +153,7 @@ class MeshConfig:
   )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Config:
   """One experiment."""
 
@@ -298,10 +300,10 @@ def from_dict(values: Mapping[str, Any]) -> Config:
   config = Config()
   found: list[str] = []
   for room, leaves in values.items():
-    section = getattr(config, room, None)
-    if section is None or not isinstance(leaves, Mapping):
+    if room not in config.__dataclass_fields__ or not isinstance(leaves, Mapping):
       found.append(unknown_key(room))
       continue
+    section = getattr(config, room)
     for name, value in leaves.items():
       if name in section.__dataclass_fields__:
         setattr(section, name, value)

@@ -32,14 +32,16 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     UserError: there is no model, or it is damaged.
   """
   path = pathlib.Path(path)
-  wanted = int(path.name) if path.parent.name == 'checkpoints' and path.name.isdigit() else None
+  wanted = int(path.name) if path.parent.name == 'checkpoints' and path.name.isdecimal() else None
   workdir = workdir_lib.Workdir(path if wanted is None else path.parent.parent)
-  if not workdir.config.is_file() or not workdir.checkpoints.is_dir():
+  if not os.path.isfile(workdir.config) or not os.path.isdir(workdir.checkpoints):
     raise errors.UserError(
       f'{path} has no model: give the workdir of a run (the directory with config.json and '
       f'checkpoints), for example runs/quickstart, or one checkpoint in it.{_runs_at_hand()}'
     )
   config = workdir.read_config()
+  if not config.model.vocab_size:
+    raise errors.UserError(f'{workdir.config} is damaged: it must tell model.vocab_size')
   tokenizer = workdir.read_tokenizer()
   with checkpoints_lib.Checkpoints(workdir.checkpoints, keep=1, read_only=True) as checkpoints:
     steps = checkpoints.steps()

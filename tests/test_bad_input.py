@@ -324,6 +324,7 @@ def test_a_description_that_is_missing(run, command):
     ('vocab_size', 0),
   ],
 )
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_a_checkpoint_of_another_model(run, command, key, value):
   values = json.loads((run / 'config.json').read_text())
   values['model'][key] = value
@@ -331,6 +332,7 @@ def test_a_checkpoint_of_another_model(run, command, key, value):
   _assert_refused(command('sample', '--model=run'), ['config.json'])
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_a_checkpoint_that_is_damaged(run, command):
   for path in (run / 'checkpoints' / '2' / 'params').rglob('d/*'):
     path.write_bytes(b'')

@@ -79,11 +79,13 @@ class TextModel:
       prompts = [prompts]
     found = list(_option_problems(max_new_tokens, temperature, top_k, seed))
     groups: dict[tuple[int, ...], list[int]] = {}
+    complaints: dict[str, int] = {}  # with the first prompt that each is about
     for i, prompt in enumerate(prompts):
       try:
         groups.setdefault(self._ids(prompt), []).append(i)
       except errors.UserError as error:
-        found.append(f'prompts[{i}]: {error}')
+        complaints.setdefault(str(error), i)
+    found += [f'prompts[{i}]: {complaint}' for complaint, i in complaints.items()]
     if found:
       raise errors.UserError('cannot generate:\n' + '\n'.join(f'  {line}' for line in found))
     samples: dict[int, Sample] = {}

@@ -35,6 +35,9 @@ class Checkpoints:
     )
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+      # Without it Orbax doesn't write the metrics, and the best one is forgotten by a resume.
+      best_fn=lambda metrics: metrics[_VAL_LOSS],
+      best_mode='min',
       create=not read_only,
       read_only=read_only,
       cleanup_tmp_directories=not read_only,
@@ -85,7 +88,9 @@ class Checkpoints:
   def _restore(self, step: int, args: ocp.args.Composite) -> Any:
     try:
       return self._manager.restore(step, args=args)
-    except (ValueError, KeyError, FileNotFoundError) as e:
+    except jax.errors.JaxRuntimeError:
+      raise
+    except Exception as e:  # Orbax raises all kinds, Exception itself too
       reason = str(e).splitlines()[0] if str(e) else type(e).__name__
       raise errors.UserError(
         f'{self._directory / str(step)} is not a checkpoint of the model in config.json, or it is '

@@ -30,6 +30,7 @@ def train(config: config_lib.Config, workdir: workdir_lib.Workdir) -> None:
   """
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(stopping.StopRequest())
+    stack.enter_context(program_lib.out_of_memory_is_the_users())
     workdir.check(config)
     tokenizer, tokens = feed.load(config.data, stop)
     config = resolve(config, tokenizer, tokens)
@@ -86,11 +87,10 @@ def start_state(
   program: program_lib.Program, checkpoints: checkpoints_lib.Checkpoints
 ) -> tuple[step_lib.TrainState, int | None]:
   """The newest saved state and its step, or a new state and None."""
-  with program_lib.out_of_memory_is_the_users():
-    steps = checkpoints.steps()
-    if not steps:
-      return program.init(), None
-    return checkpoints.restore(steps[-1], program.state), steps[-1]
+  steps = checkpoints.steps()
+  if not steps:
+    return program.init(), None
+  return checkpoints.restore(steps[-1], program.state), steps[-1]
 
 
 class Run:
@@ -130,7 +130,7 @@ class Run:
     pending = None
     while step < self._cfg.steps and not self._stop.requested:
       batch = self._text.train_batch(self._program, step)
-      with jax.transfer_guard('disallow'), program_lib.out_of_memory_is_the_users():
+      with jax.transfer_guard('disallow'):
         state, metrics = self._program.train_step(state, batch)
       step += 1
       # The device works on this step while the host reads the metrics of the one before.

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any, Self
@@ -17,12 +18,11 @@ def read(path: str | os.PathLike[str]) -> list[Line]:
   """The lines of a metrics file, but for a last one that a crash cut off; [] without a file."""
   try:
     text = pathlib.Path(path).read_text(encoding='utf-8')
+    lines = text.split('\n')[:-1]  # what follows the last line break isn't whole
+    return [{'step': values['step'], **values} for values in map(json.loads, lines)]
   except FileNotFoundError:
     return []
-  lines = text.split('\n')[:-1]  # what follows the last line break isn't whole
-  try:
-    return [json.loads(line) for line in lines]
-  except ValueError as e:
+  except (ValueError, TypeError, KeyError) as e:
     raise errors.UserError(f'{path} is damaged: {e}; mend or move it away.') from e
 
 
@@ -62,8 +62,13 @@ class MetricsLog:
     )
     self._tensorboard: Any = None
     if tensorboard is not None:
+      # It imports PyTorch where there is one, unless PyTorch seems not to be there.
+      hidden: Any = {'torch': None} if 'torch' not in sys.modules else {}
+      sys.modules.update(hidden)
       import tensorboardX
 
+      for name in hidden:
+        del sys.modules[name]
       self._tensorboard = tensorboardX.SummaryWriter(str(tensorboard), purge_step=last + 1)
 
   def __enter__(self) -> Self:

@@ -45,14 +45,9 @@ class Program:
     return self.batch.inputs_ABL.size
 
   def compile(self) -> 'Program':
-    """Compiles both steps for the shapes at hand; anything else they are given is an error.
-
-    Raises:
-      UserError: the step doesn't fit into the device's memory.
-    """
-    with out_of_memory_is_the_users():
-      train_step = self.train_step.lower(self.state, self.batch).compile()
-      eval_step = self.eval_step.lower(self.state.params, self.batch).compile()
+    """Compiles both steps for the shapes at hand; anything else they are given is an error."""
+    train_step = self.train_step.lower(self.state, self.batch).compile()
+    eval_step = self.eval_step.lower(self.state.params, self.batch).compile()
     return dataclasses.replace(self, train_step=train_step, eval_step=eval_step)
 
   def step_bytes(self) -> int:
@@ -116,7 +111,8 @@ def out_of_memory_is_the_users() -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError as e:
-    if 'RESOURCE_EXHAUSTED' not in str(e):
+    # GPUs and TPUs say the first, the CPU the second.
+    if 'RESOURCE_EXHAUSTED' not in str(e) and 'Out of memory' not in str(e):
       raise
     raise errors.UserError(
       'out of device memory: raise --config.train.gradient_accumulation, set '

@@ -40,6 +40,8 @@ class Workdir:
   def check(self, config: config_lib.Config) -> None:
     """Raises `UserError` unless `config` may start or go on here. Leaves nothing behind.
 
+    A run that has saved nothing yet has nothing to be mixed with: it may start anew.
+
     Args:
       config: the run's; `model.vocab_size` may still be 0 (unknown).
     """
@@ -51,7 +53,7 @@ class Workdir:
         )
       return
     differences = _differences(self.read_config(), config)
-    if differences:
+    if differences and self._has_checkpoint():
       lines = '\n'.join(f'  {line}' for line in differences)
       raise errors.UserError(
         f'{self.path} holds a run with another config:\n{lines}\n'
@@ -60,9 +62,9 @@ class Workdir:
 
   def _check_writable(self) -> None:
     parent = self.path
-    while not parent.exists() and parent != parent.parent:
-      parent = parent.parent
     try:
+      while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
       with tempfile.TemporaryFile(dir=parent):
         pass
     except OSError as e:
@@ -70,13 +72,18 @@ class Workdir:
         f'the workdir {self.path} cannot be written ({e.strerror}): give another --workdir.'
       ) from e
 
+  def _has_checkpoint(self) -> bool:
+    return self.checkpoints.is_dir() and any(
+      path.name.isdecimal() for path in self.checkpoints.iterdir()
+    )
+
   def start(self, config: config_lib.Config, tokenizer: tokenizers.Tokenizer) -> None:
     """Makes the directory and writes what describes the run.
 
     Raises:
       UserError: the run began with another vocabulary, so its text has changed.
     """
-    if self.tokenizer.exists() and self.read_tokenizer().hash != tokenizer.hash:
+    if self._has_checkpoint() and self.read_tokenizer().hash != tokenizer.hash:
       raise errors.UserError(
         f'{self.path} holds a run on other text: the vocabulary of {config.data.source} '
         'has changed since. Bring the text back to go on, or give another --workdir to start anew.'

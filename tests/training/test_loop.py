@@ -23,6 +23,21 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 STEPS = 12
 
 
+@pytest.fixture(scope='module', autouse=True)
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> collections.abc.Iterator[None]:
+  """Nearly all runs here are of one program: compile it once."""
+  options = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+  }
+  before = {name: getattr(jax.config, name) for name in options}
+  for name, value in options.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
 @pytest.fixture(scope='module')
 def text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A text whose characters depend on each other, so that there is something to learn."""
@@ -243,6 +258,26 @@ def test_a_diverged_run_says_so_and_saves_no_broken_state(
   written = [line['step'] for line in lines(directory) if 'train/loss' in line]
   assert written == list(range(1, len(written) + 1))
   assert all(np.isfinite(line.get('train/loss', 0.0)) for line in lines(directory))
+
+
+def test_a_run_that_has_saved_nothing_may_change_its_config(
+  config: config_lib.Config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  directory = workdir.Workdir(tmp_path / 'run')
+
+  def no_memory(*_: object) -> None:
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate')
+
+  with monkeypatch.context() as patch:
+    at_step(patch, 2, no_memory)
+    with pytest.raises(errors.UserError, match='gradient_accumulation'):
+      loop.train(config, directory)
+  smaller = changed(config)
+  smaller.train.batch_size = 8
+  smaller.train.gradient_accumulation = 1
+  smaller.train.steps = 1
+  loop.train(smaller, directory)
+  assert [line['step'] for line in lines(directory)] == [0, 1, 1]
 
 
 def test_text_that_changed_is_not_mixed_with_the_old(

@@ -69,9 +69,10 @@ def _files(folder):
 
 @pytest.fixture
 def started(tmp_path):
-  """A workdir in which a run with the default config has begun."""
+  """A workdir in which a run with the default config has saved a checkpoint."""
   workdir = workdir_lib.Workdir(tmp_path / 'runs' / 'one')
   workdir.start(_with({}), tokenizers.ByteTokenizer())
+  (workdir.checkpoints / '5').mkdir(parents=True)
   return workdir
 
 
