@@ -195,11 +195,16 @@ class Run:
   def _evaluate(self, state: step_lib.TrainState, step: int) -> float:
     """The mean loss over the fixed validation batches, logged."""
     best = self._log.best_val_loss()
-    losses = [
-      self._program.eval_step(state.params, self._text.val_batch(self._program, index))
-      for index in range(self._cfg.eval_batches)
-    ]
-    loss = float(np.mean(jax.device_get(losses), dtype=np.float64))
+    losses = []
+    batch = self._text.val_batch(self._program, 0)
+    for index in range(self._cfg.eval_batches):
+      device_loss = self._program.eval_step(state.params, batch)
+      if index + 1 < self._cfg.eval_batches:
+        batch = self._text.val_batch(self._program, index + 1)
+      # One evaluation at a time: many independent ones in flight fill the memory of a device, and
+      # the devices of a CPU then wait for each other for ever.
+      losses.append(float(jax.device_get(device_loss)))
+    loss = float(np.mean(losses))
     line = {'val/loss': loss, 'val/perplexity': math.exp(min(loss, 700.0))}
     self._log.write(step, line)
     self._console.evaluated(step, line, step > 0 and loss < best)

@@ -333,9 +333,8 @@ def _loss(params, config):
 
 
 @functools.cache
-def _plain_loss(**changes):
-  config = _config(**changes)
-  return _loss(_params(config), config)
+def _plain_loss():
+  return _loss(_params(_config()), _config())
 
 
 @pytest.mark.parametrize(
@@ -368,30 +367,23 @@ def test_remat_keeps_less_for_the_backward_pass(scan_layers):
   assert kept(remat=True) < kept(remat=False) / 3
 
 
-@pytest.mark.parametrize('tie_embeddings', [True, False])
-def test_padding_of_the_vocabulary_changes_nothing(tie_embeddings):
-  padded = _config(tie_embeddings=tie_embeddings, pad_vocab_to=16)
-  params = _params(_config(tie_embeddings=tie_embeddings))
-  tables = ['wte'] if tie_embeddings else ['wte', 'lm_head']
+def test_padding_of_the_vocabulary_changes_nothing():
+  params = _params(_config())
 
-  def map_tables(f, params):
-    return {
-      name: jax.tree.map(f, subtree) if name in tables else subtree
-      for name, subtree in params.items()
-    }
+  def with_table(change, params):
+    return {**params, 'wte': jax.tree.map(change, params['wte'])}
 
   # Rows so large that a padding that took part would win every prediction.
-  with_padding = map_tables(lambda x: np.concatenate([x, np.full((2, 16), 9, x.dtype)]), params)
-  loss, logits_BLV, gradients = _plain_loss(tie_embeddings=tie_embeddings)
-  padded_loss, padded_BLV, padded_gradients = _loss(with_padding, padded)
+  padding_VD = np.full((2, 16), 9, np.float32)
+  with_padding = with_table(lambda rows_VD: np.concatenate([rows_VD, padding_VD]), params)
+  loss, logits_BLV, gradients = _plain_loss()
+  padded_loss, padded_BLV, padded_gradients = _loss(with_padding, _config(pad_vocab_to=16))
   assert padded_BLV.shape[-1] == 32
   np.testing.assert_allclose(padded_BLV[..., :VOCAB], logits_BLV, rtol=0, atol=1e-5)
   assert (jax.nn.softmax(padded_BLV)[..., VOCAB:] == 0).all()
   np.testing.assert_allclose(padded_loss, loss, rtol=1e-6)
-  _close(map_tables(lambda x: x[:VOCAB], padded_gradients), gradients, rtol=3e-6)
-  for name in tables:
-    padding_VD = jax.tree.leaves(padded_gradients[name])[0][VOCAB:]
-    assert padding_VD.shape == (2, 16) and (padding_VD == 0).all()
+  _close(with_table(lambda rows_VD: rows_VD[:VOCAB], padded_gradients), gradients, rtol=3e-6)
+  assert (padded_gradients['wte']['embedding'][VOCAB:] == 0).all()
 
 
 def test_bfloat16_computes_near_float32_and_keeps_parameters_and_logits_in_it():
@@ -405,6 +397,22 @@ def test_bfloat16_computes_near_float32_and_keeps_parameters_and_logits_in_it():
   # √20 times that, 0.9 %. Less than a tenth of one rounding would not be bfloat16.
   error = np.sqrt(((rounded_BLV - exact_BLV) ** 2).mean()) / exact_BLV.std()
   assert 2e-4 < error < 0.02
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_every_module_computes_in_the_compute_type(dtype):
+  config = _config(dtype=dtype)
+  apply = functools.partial(gpt.GPT(config).apply, capture_intermediates=True)
+  variables = {'params': gpt.abstract_params(config)}
+  (logits_BLV, _), captured = jax.eval_shape(
+    functools.partial(apply, mutable=['intermediates']), variables, _tokens(1, 2)
+  )
+  types = {path: leaf.dtype.name for path, leaf in _paths(captured).items()}
+  top = 'intermediates/__call__/0/0'  # the logits
+  assert types.pop(top) == logits_BLV.dtype.name == 'float32'
+  # The embeddings, ln_f, and two blocks of two norms, four products, three dropouts and themselves.
+  assert len(types) >= 3 + 2 * (2 + 4 + 3)
+  assert set(types.values()) == {dtype}
 
 
 # Dropout.
