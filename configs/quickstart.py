@@ -20,7 +20,7 @@ def get_config() -> config_lib.Config:
       source='builtin:python-reference', tokenizer='char', val_fraction=0.1
     ),
     train=config_lib.TrainConfig(
-      steps=1500,
+      steps=1000,
       batch_size=16,
       log_every=25,
       eval_every=250,

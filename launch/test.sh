@@ -10,4 +10,4 @@ venv=${VENV:-.venv}
 "$venv/bin/ruff" check .
 "$venv/bin/mypy"
 "$venv/bin/lint-imports"
-exec "$venv/bin/python" -m pytest --numprocesses=2 "$@"
+exec "$venv/bin/python" -m pytest --numprocesses=2 --dist=loadfile "$@"

@@ -127,11 +127,13 @@ class Run:
     if start is None:
       self._evaluate(state, 0)
     self._throughput.read()  # from here on
-    pending = None
+    pending, one_at_a_time = None, processes.one_step_at_a_time()
     while step < self._cfg.steps and not self._stop.requested:
       batch = self._text.train_batch(self._program, step)
       with jax.transfer_guard('disallow'):
         state, metrics = self._program.train_step(state, batch)
+      if one_at_a_time:
+        jax.block_until_ready(state)
       step += 1
       # The device works on this step while the host reads the metrics of the one before.
       self._read(pending)
@@ -201,8 +203,7 @@ class Run:
       device_loss = self._program.eval_step(state.params, batch)
       if index + 1 < self._cfg.eval_batches:
         batch = self._text.val_batch(self._program, index + 1)
-      # One evaluation at a time: many independent ones in flight fill the memory of a device, and
-      # the devices of a CPU then wait for each other for ever.
+      # One at a time: many in flight fill a device's memory, and see one_step_at_a_time.
       losses.append(float(jax.device_get(device_loss)))
     loss = float(np.mean(losses))
     line = {'val/loss': loss, 'val/perplexity': math.exp(min(loss, 700.0))}
