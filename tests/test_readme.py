@@ -88,6 +88,14 @@ def test_train_and_sample_as_the_readme_shows(tmp_path: pathlib.Path) -> None:
   assert run_command([sys.executable, '-c', code])
 
 
+def test_the_mesh_command_fits_eight_devices(tmp_path: pathlib.Path) -> None:
+  (mesh,) = (words for words in python_commands() if any('mesh.' in word for word in words))
+  short = ['--config.train.steps=2', '--config.train.eval_batches=1', '--config.model.n_layer=1']
+  places = [f'--workdir={tmp_path / "run"}', f'--config.data.cache_dir={tmp_path / "cache"}']
+  printed = run_command([sys.executable, '-m', *mesh, *short, *places])
+  assert 'fsdp 2 × tensor 2' in printed
+
+
 def run_command(command: list[str]) -> str:
   result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
   assert result.returncode == 0, result.stderr
