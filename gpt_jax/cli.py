@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors
+from gpt_jax import errors, validation
 
 FINISHED, USER_ERROR, STOPPED = 0, 2, 75
 _KILLED_BY_SIGINT = 130
@@ -74,8 +74,8 @@ def parse(flag_values: flags.FlagValues, argv: list[str], *, takes_config: bool)
   names = [name for name in flag_values if not name.startswith('config.')]
   found = [_unexpected(arg, names) for arg in rest] + found
   if takes_config:
-    found += config_lib.problems(flag_values.config)
-  config_lib.fail(found)
+    found += validation.problems(flag_values.config)
+  validation.fail(found)
 
 
 def _unexpected(arg: str, names: list[str]) -> str:
@@ -137,7 +137,7 @@ def _sound_overrides(argv: list[str], path: pathlib.Path) -> tuple[list[str], li
     match = _OVERRIDE.match(arg)
     problem = None
     if match and match[1] not in known:
-      problem = config_lib.unknown_key(match[1])
+      problem = validation.unknown_key(match[1])
     elif match:
       problem = _type_problem(arg, match[1], path)
     if problem:

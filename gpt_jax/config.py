@@ -6,12 +6,8 @@ that `--help` and a wrong flag answer at once, and it sits below every other: al
 """
 
 import dataclasses
-import difflib
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
-
-from gpt_jax import errors
 
 
 def _knob(
@@ -83,16 +79,62 @@ class DataConfig:
 
   source: str = _knob(
     'builtin:python-reference',
-    'Text: builtin:python-reference, text:GLOB (UTF-8 files) or tfds:NAME.',
+    'Text: builtin:python-reference, text:GLOB (UTF-8 files), jsonl:GLOB, parquet:GLOB or '
+    'parquet:FOLDER (Hugging Face), tfds:NAME, tokens:PATH (ready .bin files of nanoGPT or llm.c); '
+    'files may be .gz or .zst. A mixture: 0.7*text:a.txt + 0.3*tfds:NAME; without weights each '
+    'counts by its size.',
   )
-  tokenizer: str = _knob('gpt2', 'Text to token ids.', choices=('char', 'byte', 'gpt2'))
+  text_field: str = _knob(
+    'text', 'Field of a JSON line, column of Parquet or feature of TFDS that holds the text.'
+  )
+  invalid_utf8: str = _knob(
+    'fail',
+    'What to do with bytes that are not UTF-8; either way told.',
+    choices=('fail', 'replace'),
+  )
+  tokenizer: str = _knob(
+    'gpt2',
+    'Text to token ids: char, byte, word, gpt2, gpt2:PATH (a vocab.bpe) or hf:PATH (a '
+    'tokenizer.json of Hugging Face).',
+  )
+  min_frequency: int = _knob(
+    2, 'Times that a word must occur to get an id (tokenizer word); others are unknown.', at_least=1
+  )
+  special_tokens: str = _knob(
+    '',
+    'Tokens to add to char, byte and word, among bos eos pad unk, separated by spaces; byte has '
+    'eos, word eos and unk in any case.',
+  )
+  chunks: str = _knob(
+    'windows',
+    'How text is cut: windows at random places of one stream of documents; partition of the '
+    'stream, each token once an epoch; packed, documents never mixed; sentences, whole ones of one '
+    'document.',
+    choices=('windows', 'partition', 'packed', 'sentences'),
+  )
+  min_length: int = _knob(20, 'Tokens in a chunk of sentences, at least.', at_least=2)
+  max_length: int = _knob(40, 'Tokens in a chunk of sentences, at most.', at_least=2)
+  sentence_end: str = _knob(
+    '.', 'Tokens that end a sentence, separated by spaces, for chunks of sentences.'
+  )
+  overlap: bool = _knob(
+    False, 'Begin a chunk of sentences at each sentence, not behind the chunk before.'
+  )
+  split: str = _knob(
+    'position',
+    'What is kept for validation: the end of the corpus, documents chosen by the hash of their '
+    'tokens, or the validation (else test) split that the source itself has.',
+    choices=('position', 'document', 'given'),
+  )
   val_fraction: float = _knob(
-    0.1, 'Share of the tokens, at the end of the corpus, kept for validation.', above=0, below=1
+    0.1, 'Share kept for validation, unless the source gives it.', above=0, below=1
   )
   seed: int = _knob(0, 'Seed of the order in which text is seen.', at_least=0)
   cache_dir: str = _knob(
     '', 'Where token stores are kept; empty: gpt_jax in $XDG_CACHE_HOME or ~/.cache.'
   )
+  processes: int = _knob(0, 'Processes that encode text; 0: one a core.', at_least=0)
+  verify: bool = _knob(True, 'Hash the token store again before each run: about 1 s for 1.5 GB.')
 
 
 @dataclasses.dataclass(slots=True)
@@ -183,132 +225,6 @@ def knobs(config: Any, prefix: str = '') -> Iterator[Knob]:
       yield Knob(prefix + field.name, field, value)
 
 
-def unknown_key(key: str) -> str:
-  """The message for a key that no knob has, with the nearest one that exists."""
-  known = [knob.key for knob in knobs(Config())]
-  leaf = key.rpartition('.')[2]
-  near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-  near = near or [k for k in known if k.rpartition('.')[2] == leaf]
-  near = near or difflib.get_close_matches(key, known, n=1)
-  hint = f'did you mean {near[0]}?' if near else 'see --help for all keys'
-  return f'{key}: no such key; {hint}'
-
-
-def problems(config: Config) -> list[str]:
-  """All that is wrong with `config`, a line each: key, bad value, what is allowed."""
-  by_key = {knob.key: list(_knob_problems(knob)) for knob in knobs(config)}
-  found = [line for lines in by_key.values() for line in lines]
-  # A rule between keys assumes that each is sound by itself.
-  for keys, rule in _RULES:
-    if not any(by_key[key] for key in keys):
-      found += rule(config)
-  return found
-
-
-def _knob_problems(knob: Knob) -> Iterator[str]:
-  value, wanted = knob.value, knob.field.type
-  if wanted is float and type(value) is int:
-    value = float(value)
-  if type(value) is not wanted:
-    name = getattr(wanted, '__name__', wanted)
-    yield f'{knob.key}: {value!r} is {type(value).__name__}, must be {name}'
-    return
-  if isinstance(value, float) and not math.isfinite(value):
-    yield f'{knob.key}: {value} must be a finite number'
-    return
-  choices = knob.field.metadata['choices']
-  if choices and value not in choices:
-    near = difflib.get_close_matches(value, choices, n=1)
-    hint = f' (did you mean {near[0]}?)' if near else ''
-    yield f'{knob.key}: {value!r} must be one of {", ".join(choices)}{hint}'
-  for limit, words, holds in knob.field.metadata['limits']:
-    if not holds(value, limit):
-      yield f'{knob.key}: {value} must be {words} {limit}'
-
-
-def _heads(config: Config) -> Iterator[str]:
-  model = config.model
-  if model.n_embd % model.n_head:
-    yield f'model.n_embd: {model.n_embd} must be divisible by model.n_head ({model.n_head})'
-
-
-def _accumulation(config: Config) -> Iterator[str]:
-  size, parts = config.train.batch_size, config.train.gradient_accumulation
-  if size % parts:
-    yield f'train.batch_size: {size} must be divisible by train.gradient_accumulation ({parts})'
-
-
-def _learning_rates(config: Config) -> Iterator[str]:
-  low, high = config.optimizer.min_learning_rate, config.optimizer.learning_rate
-  if low > high:
-    yield (f'optimizer.min_learning_rate: {low} must be at most optimizer.learning_rate ({high})')
-
-
-def _wsd(config: Config) -> Iterator[str]:
-  optimizer = config.optimizer
-  room = config.train.steps - optimizer.warmup_steps
-  if optimizer.schedule == 'wsd' and not 1 <= optimizer.decay_steps <= room:
-    yield (
-      f'optimizer.decay_steps: {optimizer.decay_steps} must be from 1 to {room} for wsd '
-      '(train.steps − optimizer.warmup_steps)'
-    )
-
-
-def _data_axis(config: Config) -> Iterator[str]:
-  if config.mesh.data == 0:
-    yield 'mesh.data: 0 must be at least 1, or -1 for as many as fit'
-
-
-def _cudnn(config: Config) -> Iterator[str]:
-  model = config.model
-  if model.attention == 'cudnn' and (model.dtype != 'bfloat16' or model.dropout > 0):
-    yield 'model.attention: cudnn needs model.dtype=bfloat16 and model.dropout=0'
-
-
-_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...] = (
-  (('model.n_embd', 'model.n_head'), _heads),
-  (('train.batch_size', 'train.gradient_accumulation'), _accumulation),
-  (('optimizer.learning_rate', 'optimizer.min_learning_rate'), _learning_rates),
-  (
-    ('train.steps', 'optimizer.schedule', 'optimizer.warmup_steps', 'optimizer.decay_steps'),
-    _wsd,
-  ),
-  (('mesh.data',), _data_axis),
-  (('model.attention', 'model.dtype', 'model.dropout'), _cudnn),
-)
-
-
-def validate(config: Config) -> None:
-  """Raises `UserError` that lists every problem of `config`, if there is any."""
-  fail(problems(config))
-
-
-def fail(found: list[str]) -> None:
-  """Raises `UserError` with all the lines of `found`, if there is any."""
-  if found:
-    head = 'this cannot be run:' if len(found) == 1 else f'{len(found)} things must be mended:'
-    raise errors.UserError('\n'.join([head, *(f'  {line}' for line in found)]))
-
-
 def to_dict(config: Config) -> dict[str, Any]:
   """`config` as nested plain values, for JSON."""
   return dataclasses.asdict(config)
-
-
-def from_dict(values: Mapping[str, Any]) -> Config:
-  """The inverse of `to_dict`; raises `UserError` for unknown keys and unsound values."""
-  config = Config()
-  found: list[str] = []
-  for room, leaves in values.items():
-    if room not in config.__dataclass_fields__ or not isinstance(leaves, Mapping):
-      found.append(unknown_key(room))
-      continue
-    section = getattr(config, room)
-    for name, value in leaves.items():
-      if name in section.__dataclass_fields__:
-        setattr(section, name, value)
-      else:
-        found.append(unknown_key(f'{room}.{name}'))
-  fail(found)
-  validate(config)
-  return config

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors
+from gpt_jax import errors, validation
 
 _KNOBS = {knob.key: knob for knob in config_lib.knobs(config_lib.Config())}
 _TYPES: dict[str, Any] = {key: knob.field.type for key, knob in _KNOBS.items()}
@@ -57,7 +57,7 @@ def _with(values):
 
 
 def _lines_on(key, config):
-  return [line for line in config_lib.problems(config) if line.startswith(f'{key}: ')]
+  return [line for line in validation.problems(config) if line.startswith(f'{key}: ')]
 
 
 def test_the_keys_of_the_contract_exist():
@@ -75,8 +75,8 @@ def test_each_knob_has_a_line_of_documentation_and_a_plain_type(key):
 
 
 def test_the_defaults_are_sound():
-  assert config_lib.problems(config_lib.Config()) == []
-  config_lib.validate(config_lib.Config())
+  assert validation.problems(config_lib.Config()) == []
+  validation.validate(config_lib.Config())
 
 
 @pytest.mark.parametrize(('key', 'limit', 'words'), _LIMITED)
@@ -139,7 +139,7 @@ def test_every_problem_is_told_at_once():
     'mesh.data': 0,
   }
   with pytest.raises(errors.UserError) as e:
-    config_lib.validate(_with(wrong))
+    validation.validate(_with(wrong))
   head, *lines = str(e.value).splitlines()
   assert sorted(line.strip().split(':')[0] for line in lines) == sorted(
     set(wrong) - {'model.n_head', 'train.gradient_accumulation'}
@@ -205,7 +205,7 @@ def test_a_rule_between_keys_is_told_beside_an_unrelated_problem(values, key, al
   ],
 )
 def test_what_keeps_the_rules_is_accepted(values):
-  assert config_lib.problems(_with(values)) == []
+  assert validation.problems(_with(values)) == []
 
 
 _TEXT = st.text('aZ0 é☃"\\\n', max_size=5)
@@ -223,7 +223,7 @@ _JUNK = st.one_of(
 @hypothesis.settings(deadline=None)
 @hypothesis.given(values=st.dictionaries(st.sampled_from(list(_KNOBS)), _JUNK, max_size=8))
 def test_no_values_crash_the_check_nor_hide_one_of_another_type(values):
-  told = {line.split(':')[0] for line in config_lib.problems(_with(values))}
+  told = {line.split(':')[0] for line in validation.problems(_with(values))}
   mistyped = {
     key
     for key, value in values.items()
@@ -245,12 +245,12 @@ def test_no_values_crash_the_check_nor_hide_one_of_another_type(values):
   ],
 )
 def test_an_unknown_key_gets_the_nearest(key, nearest):
-  assert config_lib.unknown_key(key).startswith(f'{key}: ')
-  assert f'did you mean {nearest}?' in config_lib.unknown_key(key)
+  assert validation.unknown_key(key).startswith(f'{key}: ')
+  assert f'did you mean {nearest}?' in validation.unknown_key(key)
 
 
 def test_a_key_like_no_other_is_sent_to_the_help():
-  assert '--help' in config_lib.unknown_key('zzzzqqqq')
+  assert '--help' in validation.unknown_key('zzzzqqqq')
 
 
 def _sound(knob):
@@ -273,11 +273,11 @@ def _sound(knob):
 def test_a_config_survives_json(values):
   config = _with(values)
   written = json.loads(json.dumps(config_lib.to_dict(config)))
-  if config_lib.problems(config):
+  if validation.problems(config):
     with pytest.raises(errors.UserError):
-      config_lib.from_dict(written)
+      validation.from_dict(written)
   else:
-    assert config_lib.from_dict(written) == config
+    assert validation.from_dict(written) == config
 
 
 def test_unknown_keys_of_a_file_are_refused_together():
@@ -286,7 +286,7 @@ def test_unknown_keys_of_a_file_are_refused_together():
   values['trian'] = {'steps': 3}
   values['data'] = 'text'
   with pytest.raises(errors.UserError) as e:
-    config_lib.from_dict(values)
+    validation.from_dict(values)
   for word in ('model.n_layers: ', 'did you mean model.n_layer?', 'trian: ', 'data: '):
     assert word in str(e.value)
 
@@ -296,7 +296,7 @@ def test_unsound_values_of_a_file_are_refused():
   values['model']['n_head'] = 0
   values['train']['steps'] = 1.5
   with pytest.raises(errors.UserError, match=r'(?s)model\.n_head: 0.*train\.steps: 1\.5'):
-    config_lib.from_dict(values)
+    validation.from_dict(values)
 
 
 def test_the_padded_vocabulary_is_the_next_multiple():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from gpt_jax import config as config_lib
+from gpt_jax import validation
 from gpt_jax.models import gpt
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import program as program_lib
@@ -46,8 +47,8 @@ def test_all_configs_are_seen():
 def test_config_is_valid_survives_json_and_gives_its_command(path):
   names = _run(path)
   config = names['get_config']()
-  config_lib.validate(config)
-  assert config_lib.from_dict(config_lib.to_dict(config)) == config
+  validation.validate(config)
+  assert validation.from_dict(config_lib.to_dict(config)) == config
   assert f'python -m gpt_jax.train --config=configs/{path.name}\n' in names['__doc__']
   other = names['get_config']()
   other.model.n_layer += 1

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from gpt_jax import config as config_lib
+from gpt_jax import validation
 
 # Sequences are spread over both: fsdp cuts up the parameters of what would be copies.
 BATCH_AXES = ('data', 'fsdp')
@@ -24,13 +25,13 @@ def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
   fixed = wanted.fsdp * wanted.tensor
   data = max(devices // fixed, 1) if wanted.data == -1 else wanted.data
   if data * fixed != devices:
-    config_lib.fail(
+    validation.fail(
       [
         f'mesh.data: {data} × mesh.fsdp {wanted.fsdp} × mesh.tensor {wanted.tensor} must equal '
         f'the number of devices ({devices})'
       ]
     )
-  config_lib.fail(_indivisible(config, data))
+  validation.fail(_indivisible(config, data))
   return jax.make_mesh(
     (data, wanted.fsdp, wanted.tensor),
     ('data', 'fsdp', 'tensor'),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors
+from gpt_jax import errors, validation
 from gpt_jax.data import prepare, store, tokenizers
 from gpt_jax.parallel import processes
 from gpt_jax.training import checkpoints as checkpoints_lib
@@ -70,7 +70,7 @@ def resolve(
   """`config` with the vocabulary size known; raises `UserError` if text and model don't fit."""
   size = tokenizer.vocab_size
   if config.model.vocab_size not in (0, size):
-    config_lib.fail(
+    validation.fail(
       [
         f'model.vocab_size: {config.model.vocab_size} must be 0 or {size}, the entries of the '
         f'{tokenizer.kind} tokenizer (model.pad_vocab_to rounds the embedding up)'

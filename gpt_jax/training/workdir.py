@@ -7,7 +7,7 @@ import tempfile
 from typing import Any
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors
+from gpt_jax import errors, validation
 from gpt_jax.data import tokenizers
 
 # Keys that may change between parts of a run: they decide where and how often, not what is computed
@@ -15,6 +15,8 @@ from gpt_jax.data import tokenizers
 _FREE = (
   'mesh.',
   'data.cache_dir',
+  'data.processes',
+  'data.verify',
   'train.gradient_accumulation',
   'train.log_every',
   'train.checkpoint_every',
@@ -95,7 +97,7 @@ class Workdir:
   def read_config(self) -> config_lib.Config:
     """The config of the run; raises `UserError` if it isn't one."""
     try:
-      return config_lib.from_dict(_read_json(self.config))
+      return validation.from_dict(_read_json(self.config))
     except errors.UserError as e:
       raise errors.UserError(f'{self.config}: {e}') from e
 

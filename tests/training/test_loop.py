@@ -15,7 +15,7 @@ import pytest
 
 import gpt_jax
 from gpt_jax import config as config_lib
-from gpt_jax import errors, loading
+from gpt_jax import errors, loading, validation
 from gpt_jax.data import batches
 from gpt_jax.training import checkpoints, console, feed, loop, metrics, program, workdir
 
@@ -81,7 +81,7 @@ def unbroken(
 
 def changed(config: config_lib.Config) -> config_lib.Config:
   """A copy of `config` that a test may change."""
-  return config_lib.from_dict(config_lib.to_dict(config))
+  return validation.from_dict(config_lib.to_dict(config))
 
 
 def final_state(config: config_lib.Config, directory: workdir.Workdir) -> dict[str, np.ndarray]:
@@ -335,7 +335,7 @@ def test_the_process_stops_with_75(config: config_lib.Config, tmp_path: pathlib.
   source.write_text(
     'from gpt_jax import config\n'
     'def get_config():\n'
-    f'  return config.from_dict({config_lib.to_dict(config)!r})\n'
+    f'  return validation.from_dict({config_lib.to_dict(config)!r})\n'
   )
   run = tmp_path / 'run'
   command = [sys.executable, '-m', 'gpt_jax.train', f'--config={source}', f'--workdir={run}']

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from gpt_jax import config as config_lib
+from gpt_jax import validation
 from gpt_jax.models import gpt
 from gpt_jax.training import optimizer as optimizer_lib
 
@@ -61,7 +62,7 @@ def _schedules(draw):
     decay_steps=draw(st.integers(1, max(steps - warmup, 1))),
   )
   train = config_lib.TrainConfig(steps=steps)
-  hypothesis.assume(not config_lib.problems(config_lib.Config(optimizer=config, train=train)))
+  hypothesis.assume(not validation.problems(config_lib.Config(optimizer=config, train=train)))
   rates = optimizer_lib.make_schedule(config, steps)(jnp.arange(80))
   return config, steps, np.asarray(rates, np.float64)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors
+from gpt_jax import errors, validation
 from gpt_jax.data import tokenizers
 from gpt_jax.training import workdir as workdir_lib
 
@@ -91,7 +91,7 @@ def test_a_run_is_described_as_it_is(tmp_path):
 @pytest.mark.parametrize('key', _KNOBS)
 def test_the_same_run_goes_on_and_another_is_refused(started, key):
   changed = _with({key: _another(key)})
-  config_lib.validate(changed)
+  validation.validate(changed)
   before = _files(started.path)
   started.check(_with({}))
   if key in _FREE:
