@@ -18,6 +18,8 @@ _FREE = {
   'mesh.tensor',
   'mesh.cpu_devices',
   'data.cache_dir',
+  'data.processes',
+  'data.verify',
   'train.gradient_accumulation',
   'train.log_every',
   'train.checkpoint_every',
@@ -29,7 +31,11 @@ _FREE = {
 
 _OTHER = {
   'mesh.data': 2,
-  'data.tokenizer': 'byte',
+  'data.tokenizer': 'char',
+  'data.invalid_utf8': 'replace',
+  'data.special_tokens': 'bos',
+  'data.chunks': 'packed',
+  'data.split': 'document',
   'data.source': 'text:x',
   'data.cache_dir': 'x',
   'data.val_fraction': 0.5,
@@ -48,6 +54,7 @@ _OTHER = {
 def _with(values):
   config = config_lib.Config()
   config.model.vocab_size = 257
+  config.data.tokenizer = 'byte'
   for key, value in values.items():
     section, name = key.split('.')
     setattr(getattr(config, section), name, value)
