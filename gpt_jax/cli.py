@@ -124,8 +124,8 @@ def _sound_flags(flag_values: flags.FlagValues, argv: list[str]) -> tuple[list[s
         flag_values[name].parser.parse(value)
       sound.append(arg)
     except (ValueError, TypeError):
-      wanted = flag_values[name].parser.flag_type()
-      found.append(f'--{name}: {value!r} must be {_EXAMPLES[{"int": int, "float": float}[wanted]]}')
+      wanted = {kind.__name__: example for kind, example in _EXAMPLES.items()}
+      found.append(f'--{name}: {value!r} must be {wanted[flag_values[name].parser.flag_type()]}')
   return sound, found
 
 

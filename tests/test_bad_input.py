@@ -121,7 +121,7 @@ def _assert_refused(result, words):
     ('text:*.md', ['*.md', 'no file']),
     ('text:.', ['is a directory', '*.txt']),
     ('text:empty.txt', ['empty.txt is empty', '--config.data.source']),
-    ('text:short.txt', ['too short', 'at least 9', 'block_size', 'data.source']),
+    ('text:short.txt', ['too little text', 'takes 9 tokens', 'block_size', 'data.source']),
     ('text:latin1.txt', ['latin1.txt is not UTF-8', 'offset 3', 'iconv']),
     ('txt:text.txt', ['txt:text.txt', 'did you mean text:text.txt?']),
     ('text.txt', ['did you mean text:text.txt?']),

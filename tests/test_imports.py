@@ -79,7 +79,9 @@ def test_the_watch_sees_an_import(tmp_path):
 
 def test_no_module_imports_torch_or_tensorflow(tmp_path):
   out = _run(_WATCH + _EVERY_MODULE, tmp_path)
-  assert {'gpt_jax.train', 'gpt_jax.data.bpe', 'gpt_jax.training.loop'} <= set(out.split())
+  assert {'gpt_jax.train', 'gpt_jax.data.tokenizers.bpe', 'gpt_jax.training.loop'} <= set(
+    out.split()
+  )
   assert 'IMPORTED' not in out
 
 

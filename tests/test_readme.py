@@ -47,7 +47,7 @@ def test_a_command_of_the_readme_is_understood(
   monkeypatch.chdir(REPOSITORY)
   command = importlib.import_module(words[0])
   values: flags.FlagValues = command.define_flags()
-  cli.parse(values, words, takes_config=words[0] == 'gpt_jax.train')
+  cli.parse(values, words, takes_config=words[0] in ('gpt_jax.train', 'gpt_jax.prepare'))
 
 
 def test_scripts_that_the_readme_names_are_there_and_may_be_run() -> None:
@@ -58,7 +58,9 @@ def test_scripts_that_the_readme_names_are_there_and_may_be_run() -> None:
 
 
 def test_links_and_the_tree_lead_to_files_that_exist() -> None:
-  links = [link for link in re.findall(r'\]\(([^)]+)\)', README) if '://' not in link]
+  links = [link for link in re.findall(r'\]\(([^)#]+)\)', README) if '://' not in link]
+  headings = {heading.lower().replace(' ', '-') for heading in re.findall('^#+ (.+)', README, re.M)}
+  assert set(re.findall(r'\]\(#([^)]+)\)', README)) <= headings
   tree = re.findall(r'^gpt_jax/\n(.*?)^configs/', README, flags=re.DOTALL | re.MULTILINE)[0]
   names = [name for line in tree.splitlines() for name in re.findall(r'[a-z_/]+(?:\.py|/)', line)]
   assert len(names) > 8

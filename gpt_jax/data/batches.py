@@ -1,71 +1,62 @@
-"""Which windows of the tokens make a batch: pure functions of (seed, step) or of the index.
+"""Which rows make a batch: pure functions of their numbers.
 
-Shapes: B sequences, L tokens of context (`block_size`). Nothing here has a state, so that a run
-which resumes, on any number of hosts, sees the batches it would have seen.
+Shapes: R rows, L tokens of context. Nothing here has a state, so that a run which resumes, on any
+number of hosts, sees the batches it would have seen.
 """
+
+import dataclasses
+import functools
 
 import numpy as np
 
+from gpt_jax.data import chunks as chunks_lib
+from gpt_jax.data import order
 
-def train_starts(
-  num_tokens: int, *, block_size: int, batch_size: int, seed: int, step: int
-) -> np.ndarray:
-  """Where the windows of training batch `step` start: uniform, with replacement.
 
-  The generator is counter-based (Philox: Salmon et al., "Parallel random numbers: as easy as
-  1, 2, 3", 2011), keyed by (seed, step), hence as fast at step 10**9 as at step 0. Its raw words
-  are reduced here rather than by NumPy's `integers`, whose stream may change between versions.
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """The rows of one side of a split, in the order in which they are seen.
 
-  Args:
-    num_tokens: Tokens to draw from; more than `block_size`.
-    block_size: L. A window has L + 1 tokens: L inputs and, one further, L targets.
-    batch_size: B.
-    seed: At least 0.
-    step: At least 0.
-
-  Returns:
-    int64 (B,), each in [0, num_tokens - block_size - 1].
+  Attributes:
+    chunks: Of each source of the mixture.
+    weights: Share of each source, see `order.Mixture`. None: the rows of all are one pool.
+    seed: Of the order.
   """
-  key = np.random.SeedSequence(seed, spawn_key=(step,))
-  words = np.random.Philox(key).random_raw(batch_size)
-  # 64-bit words modulo 10**10 places favour some by less than one part in 10**9.
-  return (words % np.uint64(num_tokens - block_size)).astype(np.int64)
 
+  chunks: tuple[chunks_lib.Chunks, ...]
+  weights: tuple[float, ...] | None
+  seed: int
 
-def val_starts(
-  num_tokens: int, *, block_size: int, batch_size: int, num_batches: int, index: int
-) -> np.ndarray:
-  """Where the windows of validation batch `index` of `num_batches` start.
+  def train_rows(self, numbers: np.ndarray) -> chunks_lib.Rows:
+    """Rows of the endless sequence that training sees: all, in another order each epoch.
 
-  The windows of all batches are spread evenly over the tokens, the first at the start and the last
-  at the end (a single one: at the start); they overlap only if there are more of them than fit.
+    Args:
+      numbers: int64 (R,), at least 0: row r of step s is number s * batch_size + r.
+    """
+    return self._rows(*self._mixture.train(numbers))
 
-  Args:
-    num_tokens: Tokens of the validation split; more than `block_size`.
-    block_size: L, as in `train_starts`.
-    batch_size: B.
-    num_batches: Batches in an evaluation.
-    index: Which of them, from 0.
+  def val_rows(self, numbers: np.ndarray, *, total: int) -> chunks_lib.Rows:
+    """Rows of an evaluation of `total` rows: the same each time, spread evenly over the text.
 
-  Returns:
-    int64 (B,), each in [0, num_tokens - block_size - 1], ascending over rows, then over batches.
-  """
-  rank = index * batch_size + np.arange(batch_size, dtype=np.int64)
-  last = num_tokens - block_size - 1
-  return rank * last // max(1, num_batches * batch_size - 1)
+    Args:
+      numbers: int64 (R,), each in [0, total).
+      total: Rows in the evaluation; some come again if there are more than the text has.
+    """
+    return self._rows(*self._mixture.val(numbers, total))
 
+  @functools.cached_property
+  def _mixture(self) -> order.Mixture:
+    return order.Mixture(tuple(map(len, self.chunks)), self.weights, self.seed)
 
-def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-  """Reads the windows of `length` tokens that begin at `starts`: any rows of a batch, on any host.
-
-  The inputs of a batch begin at its starts, the targets one token further on.
-
-  Args:
-    tokens: (N,), any integer type, memory-mapped or not.
-    starts: (B,), each in [0, N - length].
-    length: Tokens in a window.
-
-  Returns:
-    int32 (B, length).
-  """
-  return np.lib.stride_tricks.sliding_window_view(tokens, length)[starts].astype(np.int32)
+  def _rows(self, sources: np.ndarray, indices: np.ndarray) -> chunks_lib.Rows:
+    if len(self.chunks) == 1:
+      return self.chunks[0].rows(indices)
+    by_source = np.argsort(sources, kind='stable')
+    places = np.argsort(by_source)
+    parts = [chunk.rows(indices[sources == k]) for k, chunk in enumerate(self.chunks)]
+    segments = [part.segments for part in parts if part.segments is not None]
+    return chunks_lib.Rows(
+      np.concatenate([part.inputs for part in parts])[places],
+      np.concatenate([part.targets for part in parts])[places],
+      np.concatenate(segments)[places] if segments else None,
+    )

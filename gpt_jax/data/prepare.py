@@ -1,66 +1,103 @@
-"""From the data section of a config to a tokenizer and a token store, made once and kept."""
+"""From the data section of a config to a tokenizer and token stores, made once and kept."""
 
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from gpt_jax import config, errors
-from gpt_jax.data import sources, store, store_writer, tokenizers
+from gpt_jax.data import ready, sides, sources, store, store_writer, tokenizers, workers
 
 Check = Callable[[], None]
+# Called now and then with what is done, the bytes done and in all, and what was written just now.
+Progress = Callable[[str, int, int, store_writer.Counts], None]
+_LOCK_SECONDS = 0.2
+_COUNT_CHARACTERS = 1 << 22  # looked at between two messages
+_PROCESS_BYTES = 4 << 20  # of text that are worth the start of a process, half a second
 
 
-def prepare(
-  data: config.DataConfig, *, progress: store_writer.Progress | None, check: Check | None
-) -> tuple[tokenizers.Tokenizer, store.Store]:
-  """The tokenizer and the tokens of `data.source`, from the cache if they are there.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """The text of a run, ready to be read.
 
-  A store's name holds a hash of the source's fingerprint: text that changed gets another store.
+  Attributes:
+    tokenizer: What made the tokens.
+    sources: In the order of the config.
+    weights: Of the sources in a mixture; None if each counts by its size.
+  """
+
+  tokenizer: tokenizers.Tokenizer
+  sources: tuple[store.Store | ready.ReadyTokens, ...]
+  weights: tuple[float, ...] | None
+
+  def tokenized(self) -> tuple[sides.Tokenized, ...]:
+    """What there is to learn from, source by source."""
+    return tuple(source.tokenized() for source in self.sources)
+
+  def content_hashes(self) -> dict[str, str]:
+    """A hash of the tokens of each source, by its spec."""
+    return {source.spec: source.content_hash for source in self.sources}
+
+  def verify(self, progress: Progress | None) -> None:
+    """Reads all tokens; raises `UserError` if they aren't what was written."""
+    total = sum(source.num_bytes for source in self.sources)
+    done = 0
+
+    def tell(num_bytes: int) -> None:
+      nonlocal done
+      done += num_bytes
+      if progress:
+        progress('verifying the tokens', done, total, store_writer.Counts())
+
+    for source in self.sources:
+      source.verify(tell)
+
+
+def prepare(data: config.DataConfig, *, progress: Progress | None, check: Check | None) -> Prepared:
+  """The tokenizer and the tokens of `data.source`, from the cache as far as they are there.
+
+  A store's name holds a hash of the source's fingerprint and of the tokenizer: text that changed
+  gets another store. What was written before an interruption is used again.
 
   Args:
-    data: The source, the tokenizer and the cache directory are read.
-    progress: Called now and then with the documents, characters and tokens stored so far.
-    check: Called between documents; what it raises (`errors.Stopped`) leaves nothing behind.
+    data: All but `chunks`, `split` and what belongs to them is read.
+    progress: See `Progress`.
+    check: Called several times a second; what it raises (`errors.Stopped`) ends the work.
 
   Raises:
-    UserError: The source isn't sound, the kept store is damaged, or the cache can't be written.
+    UserError: A source isn't sound, a kept store is damaged, or the cache can't be written.
   """
-  source = sources.open_source(data.source)
-  fingerprint = source.fingerprint()
-  directory = cache_folder(data.cache_dir) / _store_name(data, fingerprint)
+  mixture = sources.parse_mixture(data.source)
+  weights = tuple(weight for weight, _ in mixture if weight is not None)
+  texts = [
+    sources.open_source(spec, text_field=data.text_field)
+    for _, spec in mixture
+    if not ready.names(spec)
+  ]
+  job = _Job(data, texts, progress, check)
   try:
-    if directory.exists():
-      kept = store.Store.open(directory)
-      return kept.tokenizer(), kept
-    tokenizer = tokenizers.build(data.tokenizer, _watched(source, check))
-    return tokenizer, store_writer.write(
-      directory,
-      _watched(source, check),
-      tokenizer,
-      source=source.spec,
-      fingerprint=fingerprint,
-      progress=progress,
-    )
+    tokenizer, stores = job.run()
   except OSError as e:
     raise errors.UserError(
-      f'the token store {directory} cannot be kept ({e.strerror or e}): mend that, or name another '
-      'folder with --config.data.cache_dir.'
+      f'the token store in {cache_folder(data.cache_dir)} cannot be kept ({e.strerror or e}): mend '
+      'that and run again, which goes on from there, or name another folder with '
+      '--config.data.cache_dir.'
     ) from e
-
-
-def check_length(*, num_train: int, num_val: int, block_size: int) -> None:
-  """Raises `UserError` if a side of the split has no window of `block_size` + 1 tokens."""
-  if min(num_train, num_val) > block_size:
-    return
-  raise errors.UserError(
-    f'the text is too short: {num_train:,} tokens for training and {num_val:,} for validation, and '
-    f'each needs at least {block_size + 1:,} (model.block_size + 1). Give more text '
-    '(--config.data.source), or a smaller --config.model.block_size, or another share for '
-    'validation (--config.data.val_fraction).'
+  found = tuple(
+    ready.open_tokens(spec, tokenizer) if ready.names(spec) else stores[spec] for _, spec in mixture
   )
+  return Prepared(tokenizer, found, weights or None)
 
 
 def cache_folder(cache_dir: str) -> pathlib.Path:
@@ -71,16 +108,211 @@ def cache_folder(cache_dir: str) -> pathlib.Path:
   return pathlib.Path(home, 'gpt_jax', 'tokens')
 
 
-def _store_name(data: config.DataConfig, fingerprint: dict[str, object]) -> str:
-  """A name to recognise the source by, and a hash of all that the tokens depend on."""
-  slug = re.sub('[^A-Za-z0-9]+', '-', data.source).strip('-')[:60]
-  key = json.dumps([data.source, fingerprint, data.tokenizer, store.FORMAT_VERSION], sort_keys=True)
-  return f'{slug}-{data.tokenizer}-{hashlib.sha256(key.encode()).hexdigest()[:12]}'
+class _Job:
+  """The stores of some sources, made where they are missing."""
+
+  def __init__(
+    self,
+    data: config.DataConfig,
+    texts: Sequence[sources.Source],
+    progress: Progress | None,
+    check: Check | None,
+  ):
+    self._data = data
+    self._texts = texts
+    self._progress = progress
+    self._check = check
+    folder = cache_folder(data.cache_dir)
+    self._places = {text.spec: folder / self._name(text) for text in texts}
+
+  def run(self) -> tuple[tokenizers.Tokenizer, dict[str, store.Store]]:
+    """The tokenizer, and the store of each source."""
+    missing = [text for text in self._texts if not self._places[text.spec].exists()]
+    tokenizer = self._tokenizer(missing) if missing or not self._texts else None
+    for text in missing:
+      assert tokenizer is not None
+      self._write(text, tokenizer)
+    stores = {spec: store.Store.open(place) for spec, place in self._places.items()}
+    return tokenizer or next(iter(stores.values())).tokenizer(), stores
+
+  def _name(self, text: sources.Source) -> str:
+    """A name to recognise the source by, and a hash of all that its tokens depend on."""
+    # A vocabulary that is counted is one for all sources.
+    counted = self._texts if tokenizers.needs_counts(self._data) else [text]
+    key = [
+      text.spec,
+      [[other.spec, other.fingerprint] for other in counted],
+      tokenizers.description(self._data),
+      self._data.invalid_utf8,
+      store.FORMAT_VERSION,
+    ]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    slug = re.sub('[^A-Za-z0-9]+', '-', text.spec).strip('-')[:60]
+    return f'{slug}-{self._data.tokenizer.partition(":")[0]}-{digest[:12]}'
+
+  def _part_folder(self, text: sources.Source) -> pathlib.Path:
+    place = self._places[text.spec]
+    return place.with_name(f'.{place.name}.part')
+
+  def _tokenizer(self, missing: Sequence[sources.Source]) -> tokenizers.Tokenizer:
+    """The tokenizer; its vocabulary is counted from all sources, if it is of the kind that is."""
+    if not tokenizers.needs_counts(self._data):
+      return tokenizers.build(self._data, {})
+    if not self._texts:
+      raise errors.UserError(
+        f'data.tokenizer: {self._data.tokenizer} makes its vocabulary from text, and '
+        f'{self._data.source} has tokens only: name the tokenizer that made them, as gpt2.'
+      )
+    for text in missing:
+      if kept := store_writer.kept_tokenizer(self._part_folder(text)):
+        return kept
+    parts = [part for text in self._texts for part in text.parts]
+    total: collections.Counter[str] = collections.Counter()
+    done = [0] * len(parts)
+    work = functools.partial(_count, self._data)
+    for number, message in self._run(work, parts, self._processes(parts)):
+      if message is None:
+        done[number] = parts[number].size
+      else:
+        size, counts = message
+        total.update(counts)
+        done[number] = min(done[number] + size, parts[number].size)
+      self._tell('counting the vocabulary', done, parts, store_writer.Counts())
+    tokenizer = tokenizers.build(self._data, total)
+    for text in missing:
+      store_writer.keep_tokenizer(self._part_folder(text), tokenizer)
+    return tokenizer
+
+  def _write(self, text: sources.Source, tokenizer: tokenizers.Tokenizer) -> None:
+    place, folder = self._places[text.spec], self._part_folder(text)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder, self._check):
+      if place.exists():
+        with contextlib.suppress(OSError):
+          folder.rmdir()  # made anew after the other process was done with it
+        return
+      folder.mkdir(exist_ok=True)  # the one that was waited for may have given up
+      self._write_parts(text, folder, tokenizer)
+      notes = [store_writer.read_note(folder, number) for number in range(len(text.parts))]
+      manifest = _manifest(text, tokenizer, [note for note in notes if note])
+      again = sources.open_source(text.spec, text_field=self._data.text_field)
+      if again.fingerprint != text.fingerprint or not manifest.tokens:
+        shutil.rmtree(folder)
+        raise errors.UserError(
+          f'{text.spec} changed while it was read: run again.'
+          if manifest.tokens
+          else f'{text.spec} is empty: it has no text to learn from; name another '
+          '--config.data.source.'
+        )
+      store_writer.publish(folder, place, manifest)
+
+  def _write_parts(
+    self, text: sources.Source, folder: pathlib.Path, tokenizer: tokenizers.Tokenizer
+  ) -> None:
+    """Writes the shards that aren't there yet."""
+    todo = [n for n in range(len(text.parts)) if store_writer.read_note(folder, n) is None]
+    processes = self._processes([text.parts[number] for number in todo])
+    tasks = [
+      store_writer.Task(
+        folder=folder,
+        number=number,
+        part=text.parts[number],
+        tokenizer=tokenizer.to_dict(),
+        invalid_utf8=self._data.invalid_utf8,
+        threads=max(1, workers.wanted(self._data.processes) // processes),
+      )
+      for number in todo
+    ]
+    done = [0 if number in todo else part.size for number, part in enumerate(text.parts)]
+    what, nothing = f'encoding {text.spec}', store_writer.Counts()
+    self._tell(what, done, text.parts, nothing)
+    for task_number, counts in self._run(store_writer.write_part, tasks, processes):
+      number = todo[task_number]
+      size = text.parts[number].size
+      done[number] = min(done[number] + counts.characters, size) if counts else size
+      self._tell(what, done, text.parts, counts or nothing)
+
+  def _run(self, work: Any, tasks: Sequence[Any], processes: int) -> Iterator[tuple[int, Any]]:
+    return workers.run(work, tasks, processes=processes, check=self._check)
+
+  def _processes(self, parts: Sequence[sources.Part]) -> int:
+    """How many processes are worth while for `parts`."""
+    worth_while = sum(part.size for part in parts) // _PROCESS_BYTES
+    return max(1, min(workers.wanted(self._data.processes), len(parts), worth_while))
+
+  def _tell(
+    self,
+    what: str,
+    done: Sequence[int],
+    parts: Sequence[sources.Part],
+    counts: store_writer.Counts,
+  ) -> None:
+    if self._progress:
+      self._progress(what, sum(done), sum(part.size for part in parts), counts)
 
 
-def _watched(source: sources.Source, check: Check | None) -> Iterator[str]:
-  """The documents of `source`, with a call of `check` before each."""
-  for document in source.documents():
-    if check:
-      check()
-    yield document
+class _Counted(NamedTuple):
+  characters: int
+  counts: collections.Counter[str]
+
+
+def _count(data: config.DataConfig, part: sources.Part) -> Iterator[_Counted]:
+  """Counts what a vocabulary is made of in one part, some texts at a time."""
+  texts: list[str] = []
+  characters = 0
+  for piece in part.read():
+    text, _ = sources.decode(piece, invalid_utf8=data.invalid_utf8)
+    texts.append(text)
+    characters += len(text)
+    if characters >= _COUNT_CHARACTERS:
+      yield _Counted(characters, tokenizers.counts(data, texts))
+      texts, characters = [], 0
+  yield _Counted(characters, tokenizers.counts(data, texts))
+
+
+def _manifest(
+  text: sources.Source, tokenizer: tokenizers.Tokenizer, notes: Sequence[store_writer.Note]
+) -> store.Manifest:
+  total = store_writer.Counts()
+  for note in notes:
+    total = total.plus(note.counts)
+  return store.Manifest(
+    format_version=store.FORMAT_VERSION,
+    source=text.spec,
+    fingerprint=text.fingerprint,
+    tokenizer=tokenizer.to_dict(),
+    tokenizer_hash=tokenizer.hash,
+    dtype=store.dtype_of(tokenizer.vocab_size).name,
+    shards=[note.shard for note in notes if note.shard],
+    **total._asdict(),
+  )
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path, check: Check | None) -> Iterator[None]:
+  """A context that one process at a time is in, and that a process that dies leaves.
+
+  Two at once would only do the work twice: what they write is the same, and appears whole.
+  """
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    told = False
+    with contextlib.suppress(OSError):  # some network file systems can't
+      while not _try_lock(descriptor):
+        if not told:
+          print('another process is encoding this text; waiting for it', file=sys.stderr)
+        told = True
+        if check:
+          check()
+        time.sleep(_LOCK_SECONDS)
+    yield
+  finally:
+    os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True

@@ -144,6 +144,8 @@ class TextModel:
       if not self.tokenizer:
         raise errors.UserError('the model has no tokenizer: give lists of token ids, not text')
       prompt = self.tokenizer.encode(prompt)
+      if self.tokenizer.start_of_text is not None:
+        prompt = np.concatenate([[self.tokenizer.start_of_text], prompt])
     ids = np.asarray(prompt)
     if ids.ndim != 1:
       raise errors.UserError(f'{prompt!r} must be text or a list of token ids')
@@ -153,7 +155,9 @@ class TextModel:
     return tuple(ids.tolist())
 
   def _start(self) -> int:
-    """The token of an empty prompt: `end_of_text`, a newline, or whatever token 0 is."""
+    """The token of an empty prompt: what stands before a text, a newline, or token 0."""
+    if self.tokenizer and self.tokenizer.start_of_text is not None:
+      return self.tokenizer.start_of_text
     if self._end_of_text is not None:
       return self._end_of_text
     try:

@@ -43,7 +43,12 @@ class CausalSelfAttention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BLD: jax.Array, cache: LayerCache | None, start: jax.Array | int, deterministic: bool
+    self,
+    x_BLD: jax.Array,
+    cache: LayerCache | None,
+    start: jax.Array | int,
+    segments_BL: jax.Array | None,
+    deterministic: bool,
   ) -> tuple[jax.Array, LayerCache | None]:
     cfg = self.config
     B, L, D = x_BLD.shape
@@ -63,7 +68,7 @@ class CausalSelfAttention(nn.Module):
       )
     else:
       drop = nn.Dropout(cfg.dropout, deterministic=deterministic)
-      y_BLHK = _attend(q_BLHK, k_BLHK, v_BLHK, start, drop)
+      y_BLHK = _attend(q_BLHK, k_BLHK, v_BLHK, start, segments_BL, drop)
     y_BLD = _dense(cfg, D, std=_residual_std(cfg), name='c_proj')(y_BLHK.reshape(B, L, D))
     return nn.Dropout(cfg.dropout, deterministic=deterministic)(y_BLD), cache
 
@@ -73,13 +78,21 @@ def _attend(
   k_BMHK: jax.Array,
   v_BMHK: jax.Array,
   start: jax.Array | int,
+  segments_BL: jax.Array | None,
   drop: nn.Dropout,
 ) -> jax.Array:
-  """softmax(q k / sqrt(K)) v, query i at position start + i; the softmax in float32."""
+  """softmax(q k / sqrt(K)) v, query i at position start + i; the softmax in float32.
+
+  With segments (then M is L), each position sees those of its own segment only.
+  """
   L, M, K = q_BLHK.shape[1], k_BMHK.shape[1], q_BLHK.shape[-1]
   scores_BHLM = jnp.einsum('BLHK,BMHK->BHLM', q_BLHK * K**-0.5, k_BMHK)
-  seen_LM = jnp.arange(M) <= start + jnp.arange(L)[:, None]
-  scores_BHLM = jnp.where(seen_LM, scores_BHLM.astype(jnp.float32), -jnp.inf)
+  seen = jnp.arange(M) <= start + jnp.arange(L)[:, None]
+  if segments_BL is not None:
+    # Padding sees padding: a softmax over nothing would be NaN.
+    same_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
+    seen = (seen & same_BLM)[:, None]
+  scores_BHLM = jnp.where(seen, scores_BHLM.astype(jnp.float32), -jnp.inf)
   weights_BHLM = drop(jax.nn.softmax(scores_BHLM).astype(v_BMHK.dtype))
   return jnp.einsum('BHLM,BMHK->BLHK', weights_BHLM, v_BMHK)
 
@@ -105,11 +118,16 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BLD: jax.Array, cache: LayerCache | None, start: jax.Array | int, deterministic: bool
+    self,
+    x_BLD: jax.Array,
+    cache: LayerCache | None,
+    start: jax.Array | int,
+    segments_BL: jax.Array | None,
+    deterministic: bool,
   ) -> tuple[jax.Array, LayerCache | None]:
     cfg = self.config
     y_BLD, cache = CausalSelfAttention(cfg, name='attn')(
-      _layer_norm(cfg, 'ln_1')(x_BLD), cache, start, deterministic
+      _layer_norm(cfg, 'ln_1')(x_BLD), cache, start, segments_BL, deterministic
     )
     x_BLD = x_BLD + y_BLD
     x_BLD = x_BLD + MLP(cfg, name='mlp')(_layer_norm(cfg, 'ln_2')(x_BLD), deterministic)
@@ -127,20 +145,33 @@ class GPT(nn.Module):
 
   @nn.compact
   def __call__(
-    self, tokens_BL: jax.Array, *, cache: KVCache | None = None, deterministic: bool = True
+    self,
+    tokens_BL: jax.Array,
+    *,
+    segments_BL: jax.Array | None = None,
+    cache: KVCache | None = None,
+    deterministic: bool = True,
   ) -> tuple[jax.Array, KVCache | None]:
     """Logits of the token that follows each position.
 
     Args:
       tokens_BL: int32 token ids, L at most `block_size`.
+      segments_BL: for rows that are packed with several documents: int32, the same number all along
+        a document and another one in the next, 0 for padding. Each document then gives the logits
+        that it gives alone: its positions count from 0, and it doesn't see the others.
       cache: continue after its `length` positions; L + length must not exceed `block_size`.
       deterministic: False drops out, with the `dropout` random stream.
 
     Returns:
       logits_BLV, float32, -inf for the padding of the vocabulary, and the cache with these L
       positions added (None if none was given).
+
+    Raises:
+      ValueError: segments together with a cache, or with cuDNN's attention.
     """
     cfg = self.config
+    if segments_BL is not None and (cache is not None or cfg.attention == 'cudnn'):
+      raise ValueError('packed rows go with neither a cache nor attention=cudnn')
     L = tokens_BL.shape[1]
     start = 0 if cache is None else cache.length
     embed = functools.partial(
@@ -151,10 +182,10 @@ class GPT(nn.Module):
     )
     wte = embed(cfg.padded_vocab_size, name='wte')
     wpe = embed(cfg.block_size, name='wpe')
-    x_BLD = wte(tokens_BL) + wpe(start + jnp.arange(L))
+    x_BLD = wte(tokens_BL) + wpe(_positions(L, start, segments_BL))
     x_BLD = nn.Dropout(cfg.dropout, deterministic=deterministic)(x_BLD)
     layers = None if cache is None else cache.layers
-    x_BLD, layers = self._blocks(x_BLD, layers, start, deterministic)
+    x_BLD, layers = self._blocks(x_BLD, layers, start, segments_BL, deterministic)
     x_BLD = _layer_norm(cfg, 'ln_f')(x_BLD)
     if cfg.tie_embeddings:
       output_VD = wte.embedding
@@ -170,26 +201,40 @@ class GPT(nn.Module):
     return logits_BLV, None if cache is None else KVCache(layers, cache.length + L)
 
   def _blocks(
-    self, x_BLD: jax.Array, layers: Any, start: jax.Array | int, deterministic: bool
+    self,
+    x_BLD: jax.Array,
+    layers: Any,
+    start: jax.Array | int,
+    segments_BL: jax.Array | None,
+    deterministic: bool,
   ) -> tuple[jax.Array, Any]:
     cfg = self.config
-    # Block.__call__'s fourth argument (self is 0) decides what is traced, so it stays Python's.
-    block = nn.remat(Block, static_argnums=(4,)) if cfg.remat else Block
+    # Block.__call__'s fifth argument (self is 0) decides what is traced, so it stays Python's.
+    block = nn.remat(Block, static_argnums=(5,)) if cfg.remat else Block
     if cfg.scan_layers:
       scanned = nn.scan(
         block,
         variable_axes={'params': 0},
         split_rngs={'params': True, 'dropout': True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=cfg.n_layer,
       )
-      return scanned(cfg, name='h')(x_BLD, layers, start, deterministic)
+      return scanned(cfg, name='h')(x_BLD, layers, start, segments_BL, deterministic)
     new_layers = []
     for i in range(cfg.n_layer):
       cache = None if layers is None else layers[i]
-      x_BLD, cache = block(cfg, name=f'h_{i}')(x_BLD, cache, start, deterministic)
+      x_BLD, cache = block(cfg, name=f'h_{i}')(x_BLD, cache, start, segments_BL, deterministic)
       new_layers.append(cache)
     return x_BLD, new_layers
+
+
+def _positions(L: int, start: jax.Array | int, segments_BL: jax.Array | None) -> jax.Array:
+  """Rows of `wpe`, int32: (L,) from `start`; with segments (B, L), from 0 in each."""
+  if segments_BL is None:
+    return start + jnp.arange(L)
+  index_L = jnp.arange(L)
+  begins_BL = jnp.diff(segments_BL, axis=1, prepend=-1) != 0
+  return index_L - jax.lax.cummax(jnp.where(begins_BL, index_L, 0), axis=1)
 
 
 def empty_cache(config: config_lib.ModelConfig, batch_size: int) -> KVCache:

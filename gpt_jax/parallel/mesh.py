@@ -67,26 +67,44 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
 
 
 def global_batch(
-  make_rows: Callable[[np.ndarray], np.ndarray],
+  make_rows: Callable[[np.ndarray], Any],
   shape: tuple[int, ...],
   sharding: jax.sharding.Sharding,
-) -> jax.Array:
-  """A global array of `shape` (accumulation, sequences, length), built from its rows.
+) -> Any:
+  """Global arrays of `shape` (accumulation, sequences, length), built from their rows.
 
   Args:
-    make_rows: from the numbers of some of the accumulation × sequences rows to their values, of
-      shape (rows, length). A process is asked only for the rows that its own devices hold.
+    make_rows: from the numbers of some of the accumulation × sequences rows, int64 (rows,), to
+      their values: a pytree of int32 arrays of shape (rows, length). A process is asked only for
+      the rows that its own devices hold, and once where several devices hold the same.
     shape: the global shape.
     sharding: one that cuts along sequences.
+
+  Returns:
+    What `make_rows` does, with global arrays in place of rows.
   """
   parts, sequences, length = shape
-  numbers = np.arange(parts * sequences).reshape(parts, sequences)
+  numbers = np.arange(parts * sequences, dtype=np.int64).reshape(parts, sequences)
 
-  def piece(index: Any) -> np.ndarray:
-    wanted = numbers[index[:2]]
-    return make_rows(wanted.ravel()).reshape(*wanted.shape, length)
+  def wanted(index: Any) -> np.ndarray:
+    return numbers[index[:2]]
 
-  return jax.make_array_from_callback(shape, sharding, piece)
+  made: dict[bytes, Any] = {}
+  for index in sharding.addressable_devices_indices_map(shape).values():
+    rows = wanted(index)
+    if rows.tobytes() not in made:
+      made[rows.tobytes()] = make_rows(rows.ravel())
+
+  def assemble(*leaves: np.ndarray) -> jax.Array:
+    values = dict(zip(made, leaves, strict=True))
+
+    def piece(index: Any) -> np.ndarray:
+      rows = wanted(index)
+      return values[rows.tobytes()].reshape(*rows.shape, length)
+
+    return jax.make_array_from_callback(shape, sharding, piece)
+
+  return jax.tree.map(assemble, *made.values())
 
 
 def per_device_bytes(tree: object) -> int:

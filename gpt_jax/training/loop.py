@@ -2,19 +2,19 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 
 import jax
-import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors, validation
-from gpt_jax.data import prepare, store, tokenizers
+from gpt_jax import errors, stopping, validation
+from gpt_jax.data import tokenizers
 from gpt_jax.parallel import processes
 from gpt_jax.training import checkpoints as checkpoints_lib
 from gpt_jax.training import console as console_lib
-from gpt_jax.training import feed, perf, plot, preflight, stopping
+from gpt_jax.training import feed, perf, plot, preflight
 from gpt_jax.training import metrics as metrics_lib
 from gpt_jax.training import program as program_lib
 from gpt_jax.training import step as step_lib
@@ -32,15 +32,16 @@ def train(config: config_lib.Config, workdir: workdir_lib.Workdir) -> None:
     stop = stack.enter_context(stopping.StopRequest())
     stack.enter_context(program_lib.out_of_memory_is_the_users())
     workdir.check(config)
-    tokenizer, tokens = feed.load(config.data, stop)
-    config = resolve(config, tokenizer, tokens)
+    prepared = feed.load(config.data, stop)
+    config = resolve(config, prepared.tokenizer)
     workdir.check(config)
+    text = feed.cut(config, prepared)
     processes.set_up(config.mesh)
     program = program_lib.build(config)
-    preflight.announce(program, tokens, workdir)
+    preflight.announce(program, prepared, text, workdir)
     program = preflight.compile_and_tell(program)
     stop.check()
-    workdir.start(config, tokenizer)
+    workdir.start(config, prepared.tokenizer, prepared.content_hashes())
     checkpoints = stack.enter_context(
       checkpoints_lib.Checkpoints(workdir.checkpoints, keep=config.train.keep_checkpoints)
     )
@@ -52,7 +53,7 @@ def train(config: config_lib.Config, workdir: workdir_lib.Workdir) -> None:
     )
     run = Run(
       program=program,
-      text=feed.Text(*tokens.split(config.data.val_fraction)),
+      text=text,
       workdir=workdir,
       checkpoints=checkpoints,
       stop=stop,
@@ -64,10 +65,8 @@ def train(config: config_lib.Config, workdir: workdir_lib.Workdir) -> None:
     run.go(state, step)
 
 
-def resolve(
-  config: config_lib.Config, tokenizer: tokenizers.Tokenizer, tokens: store.Store
-) -> config_lib.Config:
-  """`config` with the vocabulary size known; raises `UserError` if text and model don't fit."""
+def resolve(config: config_lib.Config, tokenizer: tokenizers.Tokenizer) -> config_lib.Config:
+  """`config` with the vocabulary size known; raises `UserError` if it says another."""
   size = tokenizer.vocab_size
   if config.model.vocab_size not in (0, size):
     validation.fail(
@@ -76,10 +75,6 @@ def resolve(
         f'{tokenizer.kind} tokenizer (model.pad_vocab_to rounds the embedding up)'
       ]
     )
-  train_tokens, val_tokens = tokens.split(config.data.val_fraction)
-  prepare.check_length(
-    num_train=len(train_tokens), num_val=len(val_tokens), block_size=config.model.block_size
-  )
   return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
 
 
@@ -128,8 +123,10 @@ class Run:
       self._evaluate(state, 0)
     self._throughput.read()  # from here on
     pending, one_at_a_time = None, processes.one_step_at_a_time()
-    while step < self._cfg.steps and not self._stop.requested:
-      batch = self._text.train_batch(self._program, step)
+    make = functools.partial(self._text.train_batch, self._program)
+    for batch in feed.ahead(make, range(step, self._cfg.steps)):
+      if self._stop.requested:
+        break
       with jax.transfer_guard('disallow'):
         state, metrics = self._program.train_step(state, batch)
       if one_at_a_time:
@@ -197,15 +194,14 @@ class Run:
   def _evaluate(self, state: step_lib.TrainState, step: int) -> float:
     """The mean loss over the fixed validation batches, logged."""
     best = self._log.best_val_loss()
-    losses = []
-    batch = self._text.val_batch(self._program, 0)
-    for index in range(self._cfg.eval_batches):
-      device_loss = self._program.eval_step(state.params, batch)
-      if index + 1 < self._cfg.eval_batches:
-        batch = self._text.val_batch(self._program, index + 1)
+    losses, targets = 0.0, 0
+    make = functools.partial(self._text.val_batch, self._program)
+    for batch in feed.ahead(make, range(self._cfg.eval_batches)):
+      device_sums = self._program.eval_step(state.params, batch)
       # One at a time: many in flight fill a device's memory, and see one_step_at_a_time.
-      losses.append(float(jax.device_get(device_loss)))
-    loss = float(np.mean(losses))
+      batch_loss, batch_targets = jax.device_get(device_sums)
+      losses, targets = losses + float(batch_loss), targets + int(batch_targets)
+    loss = losses / targets
     line = {'val/loss': loss, 'val/perplexity': math.exp(min(loss, 700.0))}
     self._log.write(step, line)
     self._console.evaluated(step, line, step > 0 and loss < best)

@@ -5,42 +5,53 @@ import time
 
 import jax
 
-from gpt_jax.data import store
+from gpt_jax.data import prepare
 from gpt_jax.models import gpt
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import console as console_lib
+from gpt_jax.training import feed
 from gpt_jax.training import metrics as metrics_lib
 from gpt_jax.training import program as program_lib
 from gpt_jax.training import workdir as workdir_lib
 
 
 def announce(
-  program: program_lib.Program, tokens: store.Store, workdir: workdir_lib.Workdir
+  program: program_lib.Program,
+  prepared: prepare.Prepared,
+  text: feed.Text,
+  workdir: workdir_lib.Workdir,
 ) -> None:
   """Prints what will happen: text, model, devices, portions, memory, places."""
-  config, manifest = program.config, tokens.manifest
+  config = program.config
   model, train = config.model, config.train
   axes = ' × '.join(f'{name} {size}' for name, size in program.mesh.shape.items())
   kind = jax.devices()[0].device_kind
   steps = f'{train.batch_size} sequences × {model.block_size} tokens'
   if train.gradient_accumulation > 1:
     steps += f' in {train.gradient_accumulation} parts'
-  rows = {
-    'text': f'{config.data.source}: {manifest.documents:,} documents, {manifest.characters:,} '
-    f'characters, {manifest.tokens:,} tokens ({config.data.tokenizer} of {model.vocab_size:,})',
-    'tokens in': tokens.directory,
-    'model': f'{gpt.parameter_count(model):,} parameters: {model.n_layer} layers, {model.n_head} '
-    f'heads, width {model.n_embd}, context {model.block_size}; {model.dtype}, {model.attention} '
-    'attention',
-    'devices': f'{jax.device_count()} × {kind}; mesh {axes}',
-    'a step': f'{program.tokens_per_step:,} tokens ({steps})',
-    'the run': f'{train.steps:,} steps, {train.steps * program.tokens_per_step:,} tokens',
-    'memory': f'{_size(_state_bytes(program))} a device for parameters, gradients and optimizer, '
-    'beside activations',
-    'results in': workdir.path,
-  }
-  for name, value in rows.items():
-    print(f'{name:>10}  {value}', flush=True)
+  rows = [
+    *(('text', source.summary()) for source in prepared.sources),
+    ('tokens', f'{config.data.tokenizer}, {model.vocab_size:,} in the vocabulary'),
+    ('train on', ' + '.join(chunks.summary for chunks in text.train.chunks)),
+    ('validate on', ' + '.join(chunks.summary for chunks in text.val.chunks)),
+    (
+      'model',
+      f'{gpt.parameter_count(model):,} parameters: {model.n_layer} layers, {model.n_head} '
+      f'heads, width {model.n_embd}, context {model.block_size}; {model.dtype}, {model.attention} '
+      'attention',
+    ),
+    ('devices', f'{jax.device_count()} × {kind}; mesh {axes}'),
+    ('a step', f'{program.tokens_per_step:,} tokens ({steps})'),
+    ('the run', f'{train.steps:,} steps, {train.steps * program.tokens_per_step:,} tokens'),
+    (
+      'memory',
+      f'{_size(_state_bytes(program))} a device for parameters, gradients and optimizer, '
+      'beside activations',
+    ),
+    ('results in', workdir.path),
+  ]
+  for name, value in rows:
+    print(f'{name:>11}  {value}', flush=True)
 
 
 def compile_and_tell(program: program_lib.Program) -> program_lib.Program:
@@ -51,7 +62,7 @@ def compile_and_tell(program: program_lib.Program) -> program_lib.Program:
   needed = mesh_lib.per_device_bytes(program.state) + program.step_bytes()
   stats = jax.local_devices()[0].memory_stats() or {}
   limit = f' of {_size(stats["bytes_limit"])}' if 'bytes_limit' in stats else ''
-  print(f'{"compiled":>10}  in {seconds:.1f} s; a step takes {_size(needed)}{limit} a device')
+  print(f'{"compiled":>11}  in {seconds:.1f} s; a step takes {_size(needed)}{limit} a device')
   return program
 
 

@@ -26,10 +26,10 @@ class Program:
     config: the run's config, with `model.attention` resolved.
     mesh: the devices.
     state: the abstract train state: shapes, types and shardings.
-    batch: the abstract batch.
+    batch: the abstract batch; it has segments if `data.chunks` is packed.
     init: () -> state of step 0; `config.train.seed` decides it, whatever the mesh.
     train_step: (state, batch) -> (state, metrics); the state is donated.
-    eval_step: (params, batch) -> loss.
+    eval_step: (params, batch) -> (sum of the losses, number of targets).
   """
 
   config: config_lib.Config
@@ -63,7 +63,7 @@ def build(config: config_lib.Config) -> Program:
     UserError: the config doesn't fit the devices.
   """
   mesh = mesh_lib.make_mesh(config)
-  config = dataclasses.replace(config, model=_resolve_attention(config.model))
+  config = dataclasses.replace(config, model=_resolve_attention(config))
   model = gpt.GPT(config.model)
   schedule = optimizer_lib.make_schedule(config.optimizer, config.train.steps)
   optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
@@ -82,25 +82,29 @@ def build(config: config_lib.Config) -> Program:
     model_config.block_size,
   )
   tokens: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.batch_sharding(mesh))
+  segments = tokens if config.data.chunks == 'packed' else None
   train_step = step_lib.make_train_step(model, optimizer, schedule, dropout_key)
   return Program(
     config=config,
     mesh=mesh,
     state=state,
-    batch=step_lib.Batch(tokens, tokens),
+    batch=step_lib.Batch(tokens, tokens, segments),
     init=jax.jit(init, out_shardings=shardings),
     train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
     eval_step=jax.jit(step_lib.make_eval_step(model)),
   )
 
 
-def _resolve_attention(model: config_lib.ModelConfig) -> config_lib.ModelConfig:
+def _resolve_attention(config: config_lib.Config) -> config_lib.ModelConfig:
   """`auto` becomes what suits the backend."""
+  model = config.model
   if model.attention != 'auto':
     return model
   # cuDNN's kernel takes 16-bit floats and head widths up to 256 in steps of 8, and has no dropout.
   fits = model.dtype == 'bfloat16' and not model.dropout
   fits = fits and model.head_width % 8 == 0 and model.head_width <= 256
+  # Nor can it keep packed documents apart.
+  fits = fits and config.data.chunks != 'packed'
   nvidia = jax.devices()[0].device_kind.startswith('NVIDIA')
   return dataclasses.replace(model, attention='cudnn' if fits and nvidia else 'xla')
 

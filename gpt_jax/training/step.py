@@ -12,6 +12,8 @@ import optax
 
 from gpt_jax.models import gpt
 
+IGNORED = -1  # a target that nothing is to be predicted for
+
 
 class TrainState(NamedTuple):
   """Everything that a step changes. Gradients and moments have the shapes of `params`."""
@@ -24,8 +26,10 @@ class TrainState(NamedTuple):
 class Batch(NamedTuple):
   """Token ids, and the ids that follow each of them."""
 
-  inputs_ABL: jax.Array
-  targets_ABL: jax.Array
+  inputs_ABL: jax.Array  # int32
+  targets_ABL: jax.Array  # int32, IGNORED where the loss doesn't count
+  # int32: numbers the documents packed into a row from 1, 0 is padding; None: rows aren't packed.
+  segments_ABL: jax.Array | None = None
 
 
 Metrics = dict[str, jax.Array]
@@ -41,8 +45,19 @@ def init_state(
 
 
 def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
-  """Mean negative log-likelihood of the targets, in nats a token (float32 scalar)."""
-  return optax.softmax_cross_entropy_with_integer_labels(logits_BLV, targets_BL).mean()
+  """Sum of the negative log-likelihoods of the targets, in nats (float32 scalar).
+
+  Targets that are IGNORED add nothing, and the logits there get no gradient.
+  """
+  losses_BL = optax.softmax_cross_entropy_with_integer_labels(
+    logits_BLV, jnp.maximum(targets_BL, 0)
+  )
+  return jnp.where(targets_BL == IGNORED, 0.0, losses_BL).sum()
+
+
+def _count(targets: jax.Array) -> jax.Array:
+  """How many targets are to be predicted, int32."""
+  return (targets != IGNORED).sum(dtype=jnp.int32)
 
 
 def make_train_step(
@@ -53,35 +68,39 @@ def make_train_step(
 ) -> TrainStep:
   """The function (state, batch) -> (state, metrics), to be jitted.
 
-  The gradient is the mean over the A parts of the batch, computed one after the other. Dropout is a
-  function of (`key`, step, part), so a resumed run draws what an unbroken one would.
+  The loss is the mean over all targets of the batch that aren't IGNORED, 0 if there is none; its A
+  parts are computed one after the other. Dropout is a function of (`key`, step, part), so a resumed
+  run draws what an unbroken one would.
   Metrics are those of the step: `loss` before the update, `grad_norm` before clipping,
   `learning_rate`.
   """
 
-  def loss_fn(
-    params: Any, inputs_BL: jax.Array, targets_BL: jax.Array, key: jax.Array
-  ) -> jax.Array:
+  def loss_fn(params: Any, part: Batch, count: jax.Array, key: jax.Array) -> jax.Array:
     logits_BLV, _ = model.apply(
-      {'params': params}, inputs_BL, deterministic=False, rngs={'dropout': key}
+      {'params': params},
+      part.inputs_ABL,
+      segments_BL=part.segments_ABL,
+      deterministic=False,
+      rngs={'dropout': key},
     )
-    return cross_entropy(logits_BLV, targets_BL)
+    return cross_entropy(logits_BLV, part.targets_ABL) / count
 
   def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
     parts = batch.inputs_ABL.shape[0]
+    # Of the whole batch: parts with more targets weigh more.
+    count = jnp.maximum(_count(batch.targets_ABL), 1)
     value_and_grad = jax.value_and_grad(loss_fn)
     if parts == 1:
-      part_key = jax.random.fold_in(key, 0)
-      return value_and_grad(params, batch.inputs_ABL[0], batch.targets_ABL[0], part_key)
+      only = jax.tree.map(lambda x: x[0], batch)
+      return value_and_grad(params, only, count, jax.random.fold_in(key, 0))
 
-    def add_part(total: Any, part: Any) -> tuple[Any, None]:
-      inputs_BL, targets_BL, i = part
-      loss_and_grads = value_and_grad(params, inputs_BL, targets_BL, jax.random.fold_in(key, i))
+    def add_part(total: Any, numbered: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+      part, i = numbered
+      loss_and_grads = value_and_grad(params, part, count, jax.random.fold_in(key, i))
       return jax.tree.map(jnp.add, total, loss_and_grads), None
 
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    total, _ = jax.lax.scan(add_part, zeros, (*batch, jnp.arange(parts)))
-    return jax.tree.map(lambda x: x / parts, total)
+    return jax.lax.scan(add_part, zeros, (batch, jnp.arange(parts)))[0]
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     loss, grads = gradients(state.params, batch, jax.random.fold_in(key, state.step))
@@ -97,14 +116,20 @@ def make_train_step(
   return train_step
 
 
-def make_eval_step(model: gpt.GPT) -> Callable[[Any, Batch], jax.Array]:
-  """The function (params, batch) -> mean loss, to be jitted. Nothing is dropped out."""
+def make_eval_step(model: gpt.GPT) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
+  """The function (params, batch) -> (sum of the losses, number of targets), to be jitted.
 
-  def eval_step(params: Any, batch: Batch) -> jax.Array:
+  The sum is float32, the number int32: that of the targets that aren't IGNORED. Batches are to be
+  averaged by their numbers. Nothing is dropped out.
+  """
+
+  def eval_step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
     def part_loss(part: Batch) -> jax.Array:
-      logits_BLV, _ = model.apply({'params': params}, part.inputs_ABL)
+      logits_BLV, _ = model.apply(
+        {'params': params}, part.inputs_ABL, segments_BL=part.segments_ABL
+      )
       return cross_entropy(logits_BLV, part.targets_ABL)
 
-    return jax.lax.map(part_loss, batch).mean()
+    return jax.lax.map(part_loss, batch).sum(), _count(batch.targets_ABL)
 
   return eval_step

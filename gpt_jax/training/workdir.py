@@ -1,4 +1,4 @@
-"""The files of a run: config.json, tokenizer.json, metrics.jsonl, loss.png, checkpoints."""
+"""The files of a run: config, tokenizer, text (its hash), metrics, curves and checkpoints."""
 
 import json
 import os
@@ -34,6 +34,7 @@ class Workdir:
     self.path = pathlib.Path(path)
     self.config = self.path / 'config.json'
     self.tokenizer = self.path / 'tokenizer.json'
+    self.text = self.path / 'text.json'
     self.metrics = self.path / 'metrics.jsonl'
     self.checkpoints = self.path / 'checkpoints'
     self.tensorboard = self.path / 'tensorboard'
@@ -79,20 +80,33 @@ class Workdir:
       path.name.isdecimal() for path in self.checkpoints.iterdir()
     )
 
-  def start(self, config: config_lib.Config, tokenizer: tokenizers.Tokenizer) -> None:
+  def start(
+    self,
+    config: config_lib.Config,
+    tokenizer: tokenizers.Tokenizer,
+    text: dict[str, str],
+  ) -> None:
     """Makes the directory and writes what describes the run.
 
+    Args:
+      config: the run's, resolved.
+      tokenizer: what made the tokens.
+      text: a hash of the tokens of each source.
+
     Raises:
-      UserError: the run began with another vocabulary, so its text has changed.
+      UserError: the run began with other text.
     """
-    if self._has_checkpoint() and self.read_tokenizer().hash != tokenizer.hash:
-      raise errors.UserError(
-        f'{self.path} holds a run on other text: the vocabulary of {config.data.source} '
-        'has changed since. Bring the text back to go on, or give another --workdir to start anew.'
-      )
+    if self._has_checkpoint():
+      changed = [spec for spec, old in _read_json(self.text).items() if text.get(spec) != old]
+      if changed or self.read_tokenizer().hash != tokenizer.hash:
+        raise errors.UserError(
+          f'{self.path} holds a run on other text: {", ".join(changed) or config.data.source} has '
+          'changed since. Bring the text back to go on, or give another --workdir to start anew.'
+        )
     self.path.mkdir(parents=True, exist_ok=True)
     _write_json(self.config, config_lib.to_dict(config))
     _write_json(self.tokenizer, tokenizer.to_dict())
+    _write_json(self.text, text)
 
   def read_config(self) -> config_lib.Config:
     """The config of the run; raises `UserError` if it isn't one."""

@@ -1,13 +1,15 @@
 """Text and vocabularies that the tests of the data room share."""
 
+import functools
 import http.server
 import pathlib
 import threading
 
 import pytest
 
-from gpt_jax import errors
-from gpt_jax.data import bpe, tokenizers
+from gpt_jax import config, errors
+from gpt_jax.data import prepare, sources, tokenizers
+from gpt_jax.data.tokenizers import bpe
 
 _SHARED = pathlib.Path(__file__).resolve().parents[2].parent / 'shared' / 'data'
 
@@ -36,7 +38,7 @@ def vocabulary():
 @pytest.fixture(scope='session')
 def gpt2(vocabulary):
   """GPT-2's tokenizer."""
-  return tokenizers.build('gpt2', [])
+  return tokenizers.build(config.DataConfig(tokenizer='gpt2'), {})
 
 
 @pytest.fixture
@@ -64,3 +66,39 @@ def serve():
   for server in servers:
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope='session')
+def prepare_parts():
+  """A function that prepares documents, given part by part, and returns what was prepared.
+
+  A document is text, or a list of the pieces that it is read in.
+  """
+
+  def pieces(part, number):
+    for i, document in enumerate(part):
+      texts = [document] if isinstance(document, str | bytes) else document
+      for j, text in enumerate(texts):
+        yield sources.Piece(f'part {number} document {i}', text, j == len(texts) - 1)
+
+  def run(parts, folder, *, splits=None, progress=None, check=None, **knobs):
+    source = sources.Source(
+      'text:made.txt',
+      tuple(
+        sources.Part(
+          name=str(number),
+          split=splits[number] if splits else '',
+          size=sum(len(piece.text) for piece in pieces(part, number)),
+          read=functools.partial(iter, list(pieces(part, number))),
+        )
+        for number, part in enumerate(parts)
+      ),
+      {'parts': repr(parts)},
+    )
+    knobs = {'tokenizer': 'byte', 'processes': 1, **knobs}
+    data = config.DataConfig(source=source.spec, cache_dir=str(folder), **knobs)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(sources, 'open_source', lambda spec, *, text_field: source)
+      return prepare.prepare(data, progress=progress, check=check)
+
+  return run

@@ -1,116 +1,151 @@
-"""Batches are pure functions of (seed, step) and stay inside the corpus."""
+"""Batches are pure functions of the numbers of their rows, on any number of hosts."""
 
-import hypothesis
+import hashlib
+
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
-from gpt_jax.data import batches
+from gpt_jax import config
+from gpt_jax.data import batches, chunks, order, stream
 
-sizes = st.tuples(st.integers(1, 40), st.integers(1, 300)).map(lambda t: (t[0], t[0] + t[1]))
-seeds = st.integers(0, 2**70)
-steps = st.integers(0, 2**40)
+KINDS = ('windows', 'partition', 'packed', 'sentences')
+_L = 16
 
 
-@hypothesis.given(sizes, st.integers(1, 20), seeds, steps)
-def test_every_training_window_is_inside(size, batch_size, seed, step):
-  block_size, num_tokens = size
-  starts = batches.train_starts(
-    num_tokens, block_size=block_size, batch_size=batch_size, seed=seed, step=step
+def _side(size, seed, first_id):
+  """Documents of 1 to 60 tokens in three shards, about every fifth token an end of a sentence."""
+  random = np.random.default_rng(seed)
+  ids = random.integers(first_id, first_id + 50, size).astype(np.uint16)
+  ends = np.unique([0, *random.integers(1, size, size // 30), size])
+  documents = np.stack([ends[:-1], ends[1:]], 1)
+  shards = tuple(np.split(ids, [size // 3, size // 2]))
+  return stream.Side(stream.Tokens(shards), np.array([[0, size]]), lambda: documents)
+
+
+def _chunks(kind, size=3000, seed=0, first_id=100):
+  data = config.DataConfig(chunks=kind, min_length=4, max_length=_L + 1)
+  return chunks.make(
+    data,
+    _side(size, seed, first_id),
+    block_size=_L,
+    start=1,
+    end_ids=range(first_id, first_id + 10),
+    padding=0,
   )
-  assert starts.dtype == np.int64 and starts.shape == (batch_size,)
-  assert starts.min() >= 0 and starts.max() + block_size + 1 <= num_tokens
 
 
-@hypothesis.given(seeds, steps)
-def test_a_batch_depends_on_seed_and_step_alone(seed, step):
-  def draw(seed, step):
-    return batches.train_starts(10**9, block_size=8, batch_size=8, seed=seed, step=step).tolist()
-
-  first = draw(seed, step)
-  np.random.default_rng(seed).random(100)
-  draw(seed + 1, step + 1)
-  assert draw(seed, step) == first
-  assert draw(seed, step + 1) != first
-  assert draw(seed + 1, step) != first
-  assert draw(step, seed) != first or seed == step
+def _dataset(kind, mixture, seed=0):
+  """One source, or two whose ids differ: a pool or with weights."""
+  first, second = _chunks(kind), _chunks(kind, 900, 1, 1000)
+  if mixture == 'alone':
+    return batches.Dataset((first,), None, seed)
+  return batches.Dataset((first, second), (0.3, 0.7) if mixture == 'weights' else None, seed)
 
 
-def test_a_larger_batch_begins_with_the_smaller_one():
-  small, large = (
-    batches.train_starts(10**6, block_size=8, batch_size=b, seed=3, step=7) for b in (8, 64)
-  )
-  assert large[:8].tolist() == small.tolist()
+def _hash(*parts):
+  """The same for the rows of a batch, whether they come together or in parts."""
+  digest = hashlib.sha256()
+  for column in zip(*parts, strict=True):
+    digest.update(b'none' if column[0] is None else np.concatenate(column).tobytes())
+  return digest.digest()
+
+
+mixtures = pytest.mark.parametrize('mixture', ['alone', 'pool', 'weights'])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@mixtures
+def test_a_run_that_resumes_on_other_hosts_sees_the_same_batches(kind, mixture):
+  batch_size, num_steps = 8, 1000
+  straight = _dataset(kind, mixture)
+  hashes = [
+    _hash(straight.train_rows(step * batch_size + np.arange(batch_size)))
+    for step in range(num_steps)
+  ]
+  assert len(set(hashes)) > 0.99 * num_steps
+  for step in np.random.default_rng(0).integers(0, num_steps, 50):
+    again = _dataset(kind, mixture) if step % 10 == 0 else straight
+    for hosts in (1, 2, 4):
+      shares = np.split(step * batch_size + np.arange(batch_size), hosts)
+      parts = [again.train_rows(share) for share in shares]
+      assert _hash(*parts) == hashes[step]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_an_epoch_has_each_row_once(kind):
+  made = _chunks(kind)
+  dataset = batches.Dataset((made,), None, 5)
+  wanted = sorted(map(_bytes, _split(made.rows(np.arange(len(made))))))
+  orders = []
+  for epoch in range(2):
+    rows = dataset.train_rows(epoch * len(made) + np.arange(len(made)))
+    orders.append([_bytes(row) for row in _split(rows)])
+    assert sorted(orders[-1]) == wanted
+  assert orders[0] != orders[1]
+
+
+def _split(rows):
+  return zip(*(column for column in rows if column is not None), strict=True)
+
+
+def _bytes(row):
+  return b''.join(column.tobytes() for column in row)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_rows_of_a_pool_are_those_of_its_sources(kind):
+  dataset = _dataset(kind, 'pool')
+  total = sum(map(len, dataset.chunks))
+  seen = sorted(map(_bytes, _split(dataset.train_rows(np.arange(total)))))
+  alone = [_split(made.rows(np.arange(len(made)))) for made in dataset.chunks]
+  assert seen == sorted(_bytes(row) for rows in alone for row in rows)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_weights_are_kept_exactly_in_a_period(kind):
+  rows = _dataset(kind, 'weights').train_rows(np.arange(order.PERIOD))
+  from_second = (rows.targets >= 1000).any(axis=1)
+  assert from_second.sum() == round(0.7 * order.PERIOD)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_rows_stand_in_the_order_asked_for(kind):
+  dataset = _dataset(kind, 'weights')
+  numbers = np.array([70_000, 3, 12, 3, 5])
+  whole = dataset.train_rows(numbers)
+  alone = [dataset.train_rows(numbers[i : i + 1]) for i in range(len(numbers))]
+  assert _hash(*alone) == _hash(whole)
+  values = dataset.val_rows(np.array([9, 0, 4]), total=10)
+  alone = [dataset.val_rows(np.array([i]), total=10) for i in (9, 0, 4)]
+  assert _hash(*alone) == _hash(values)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@mixtures
+def test_the_seed_orders_training_and_not_validation(kind, mixture):
+  one, other = (_dataset(kind, mixture, seed) for seed in (0, 1))
+  numbers = np.arange(32)
+  assert _hash(one.train_rows(numbers)) != _hash(other.train_rows(numbers))
+  assert _hash(one.val_rows(numbers, total=32)) == _hash(other.val_rows(numbers, total=32))
+
+
+def test_validation_windows_are_spread_from_the_first_to_the_last():
+  made = _chunks('windows', 3000)
+  rows = batches.Dataset((made,), None, 0).val_rows(np.arange(50), total=50)
+  starts = np.arange(50) * (3000 - _L - 1) // 49
+  assert _hash(rows) == _hash(made.rows(starts))
+
+
+def test_validation_divides_its_rows_by_weight():
+  for mixture, wanted in (('weights', 70), ('pool', 23)):
+    rows = _dataset('windows', mixture).val_rows(np.arange(100), total=100)
+    assert (rows.targets >= 1000).all(axis=1).sum() == wanted
 
 
 def test_batches_are_the_same_on_every_machine_and_version():
   """A record: if it fails, runs that resume see other text than they would have seen."""
-  starts = batches.train_starts(1_003_854, block_size=64, batch_size=4, seed=1337, step=5)
-  assert starts.tolist() == [123518, 515911, 261795, 943154]
-
-
-def test_training_starts_are_uniform():
-  num_places, draws = 50, 50_000
-  starts = np.concatenate(
-    [
-      batches.train_starts(num_places + 16, block_size=16, batch_size=500, seed=0, step=step)
-      for step in range(draws // 500)
-    ]
-  )
-  counts = np.bincount(starts, minlength=num_places)
-  expected = draws / num_places
-  chi_square = ((counts - expected) ** 2 / expected).sum()
-  assert len(counts) == num_places
-  assert chi_square < 85.4  # 49 degrees of freedom: exceeded once in a thousand
-
-
-@hypothesis.given(sizes, st.integers(1, 10), st.integers(1, 10))
-def test_validation_windows_are_spread_over_the_split(size, batch_size, num_batches):
-  block_size, num_tokens = size
-  starts = np.concatenate(
-    [
-      batches.val_starts(
-        num_tokens,
-        block_size=block_size,
-        batch_size=batch_size,
-        num_batches=num_batches,
-        index=index,
-      )
-      for index in range(num_batches)
-    ]
-  )
-  count, last = batch_size * num_batches, num_tokens - block_size - 1
-  gaps = np.diff(starts)
-  assert starts[0] == 0 and (count == 1 or starts[-1] == last)
-  assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
-  if count * block_size <= num_tokens - 1:
-    assert (gaps >= block_size).all(), 'windows overlap though there is room'
-  if count > 1 and count * block_size >= num_tokens - 1:
-    seen = starts[:, None] + np.arange(block_size + 1)
-    assert set(seen.ravel().tolist()) == set(range(num_tokens)), 'a token is never seen'
-
-
-@pytest.mark.parametrize('dtype', ['<u2', '<u4'])
-def test_windows_give_the_tokens_from_their_starts_on(dtype, tmp_path):
-  np.arange(60_000, 60_500).astype(dtype).tofile(tmp_path / 'tokens')
-  tokens = np.memmap(tmp_path / 'tokens', dtype, mode='r')
-  windows = batches.windows(tokens, np.array([0, 7, 500 - 16]), 16)
-  assert windows.dtype == np.int32
-  assert windows.shape == (3, 16)
-  assert windows[:, 0].tolist() == [60_000, 60_007, 60_484]
-  assert (np.diff(windows) == 1).all()
-
-
-@hypothesis.given(st.data())
-def test_rows_of_a_batch_are_read_alone_as_together(data):
-  tokens = np.array(data.draw(st.lists(st.integers(0, 2**16 - 1), min_size=20)), np.uint16)
-  starts = batches.train_starts(len(tokens), block_size=9, batch_size=12, seed=0, step=0)
-  rows = data.draw(st.slices(12))
-  whole = batches.windows(tokens, starts, 9)
-  np.testing.assert_array_equal(batches.windows(tokens, starts[rows], 9), whole[rows])
-
-
-def test_no_window_may_reach_beyond_the_end():
-  assert batches.windows(np.arange(20), np.array([12]), 8)[0, -1] == 19
-  with pytest.raises(IndexError):
-    batches.windows(np.arange(20), np.array([13]), 8)
+  text = stream.Tokens((np.arange(60_000, dtype=np.uint16),))
+  side = stream.Side(text, np.array([[0, 60_000]]), lambda: np.empty((0, 2), np.int64))
+  made = chunks.make(config.DataConfig(), side, block_size=8, start=None, end_ids=(), padding=0)
+  rows = batches.Dataset((made,), None, 1337).train_rows(20 + np.arange(4))
+  assert rows.inputs[:, 0].tolist() == [4071, 8112, 39977, 37211]

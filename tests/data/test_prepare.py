@@ -1,12 +1,19 @@
-"""Text is prepared once, again when it changes, and never half."""
+"""Text is prepared once, again when it changes, whole or not at all, and on where it was."""
 
+import itertools
 import multiprocessing
 import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from gpt_jax import config, errors
-from gpt_jax.data import prepare, store_writer
+from gpt_jax.data import prepare, store, store_writer, workers
 
 
 @pytest.fixture
@@ -17,76 +24,223 @@ def corpus(tmp_path):
     path = tmp_path / 'text.txt'
     cache = tmp_path / 'cache'
 
-    def data(self, tokenizer='byte'):
-      return config.DataConfig(
-        source=f'text:{self.path}', tokenizer=tokenizer, cache_dir=str(self.cache)
-      )
+    def data(self, tokenizer='byte', **knobs):
+      knobs = {'source': f'text:{self.path}', 'processes': 1, **knobs}
+      return config.DataConfig(tokenizer=tokenizer, cache_dir=str(self.cache), **knobs)
 
-    def prepare(self, tokenizer='byte', *, progress=None, check=None):
-      return prepare.prepare(self.data(tokenizer), progress=progress, check=check)
+    def prepare(self, tokenizer='byte', *, progress=None, check=None, **knobs):
+      return prepare.prepare(self.data(tokenizer, **knobs), progress=progress, check=check)
 
   Corpus.path.write_text('hello\nworld\n')
   return Corpus()
 
 
-@pytest.mark.parametrize('kind', ['char', 'byte', 'gpt2'])
+def _tokens(prepared):
+  return [source.tokens.read(0, len(source.tokens)).tolist() for source in prepared.sources]
+
+
+def _text(prepared):
+  return [prepared.tokenizer.decode(tokens) for tokens in _tokens(prepared)]
+
+
+@pytest.mark.parametrize('kind', ['char', 'byte', 'word', 'gpt2'])
 def test_text_is_prepared_once(corpus, kind, request, monkeypatch):
   if kind == 'gpt2':
     request.getfixturevalue('vocabulary')
-  tokenizer, first = corpus.prepare(kind)
-  assert tokenizer.kind == kind
-  assert tokenizer.decode(first.tokens).removesuffix('<|endoftext|>') == 'hello\nworld\n'
-  monkeypatch.setattr(store_writer, 'write', None)
-  again, second = corpus.prepare(kind)
-  assert again.hash == tokenizer.hash
-  assert second.tokens.tolist() == first.tokens.tolist()
+  first = corpus.prepare(kind, min_frequency=1)
+  assert first.tokenizer.kind == kind
+  (text,) = _text(first)
+  assert text.removesuffix('<|endoftext|>').split() == ['hello', 'world']
+  monkeypatch.setattr(workers, 'run', None)
+  again = corpus.prepare(kind, min_frequency=1)
+  assert again.tokenizer.hash == first.tokenizer.hash
+  assert _tokens(again) == _tokens(first)
 
 
 def test_text_that_changed_gets_a_store_of_its_own(corpus):
-  _, old = corpus.prepare()
+  old = corpus.prepare()
   corpus.path.write_text('other words\n')
-  tokenizer, new = corpus.prepare()
-  assert tokenizer.decode(new.tokens) == 'other words\n'
-  assert new.directory != old.directory
-  old.verify()
+  new = corpus.prepare()
+  assert _text(new) == ['other words\n']
+  assert new.sources[0].directory != old.sources[0].directory
+  old.verify(None)
 
 
-def test_each_tokenizer_has_a_store_of_its_own(corpus):
-  assert corpus.prepare('char')[1].directory != corpus.prepare('byte')[1].directory
+@pytest.mark.parametrize(
+  'knobs',
+  [
+    {'tokenizer': 'char'},
+    {'special_tokens': 'bos'},
+    {'invalid_utf8': 'replace'},
+    {'tokenizer': 'word', 'min_frequency': 1},
+  ],
+)
+def test_what_decides_the_tokens_decides_the_store(corpus, knobs):
+  assert corpus.prepare(**knobs).sources[0].directory != corpus.prepare().sources[0].directory
   assert len(list(corpus.cache.iterdir())) == 2
 
 
+@pytest.mark.parametrize('knobs', [{'chunks': 'packed'}, {'split': 'document'}, {'seed': 1}])
+def test_what_does_not_decide_the_tokens_does_not_decide_the_store(corpus, knobs):
+  assert corpus.prepare(**knobs).sources[0].directory == corpus.prepare().sources[0].directory
+
+
 def test_a_damaged_store_is_not_used(corpus):
-  _, kept = corpus.prepare()
+  (kept,) = corpus.prepare().sources
   (kept.directory / 'tokens-00000.bin').write_bytes(b'')
   with pytest.raises(errors.UserError, match=f'Delete {kept.directory}'):
     corpus.prepare()
 
 
-@pytest.mark.parametrize('kind', ['char', 'byte'])
-@pytest.mark.parametrize('calls', [1, 3, 5])
-def test_a_stop_leaves_nothing_behind(corpus, kind, calls):
-  for i in range(3):
-    corpus.path.with_name(f'{i}.txt').write_text('text')
-  data = corpus.data(kind)
-  data.source = f'text:{corpus.path.parent}/*.txt'
-  left = calls if kind == 'char' else min(calls, 4)  # char reads the four documents twice
+@pytest.mark.parametrize(('kind', 'processes'), [('word', 2), ('byte', 3)])
+def test_any_number_of_processes_writes_the_same(
+  prepare_parts, tmp_path, monkeypatch, kind, processes
+):
+  monkeypatch.setattr(prepare, '_PROCESS_BYTES', 1)
+  parts = [[f'document {i} of part {part}' for i in range(part)] for part in range(6)]
+  one = prepare_parts(parts, tmp_path / '1', tokenizer=kind)
+  more = prepare_parts(parts, tmp_path / 'n', tokenizer=kind, processes=processes)
+  files = [
+    {path.name: path.read_bytes() for path in prepared.sources[0].directory.iterdir()}
+    for prepared in (one, more)
+  ]
+  assert files[0] == files[1]
 
-  def check():
-    nonlocal left
-    left -= 1
-    if not left:
-      raise errors.Stopped
+
+def test_threads_in_a_process_write_the_same(corpus):
+  corpus.path.write_text('some text of one file, to be encoded by more than one thread\n' * 9)
+  assert _tokens(corpus.prepare()) == _tokens(
+    prepare.prepare(corpus.data(processes=2, invalid_utf8='replace'), progress=None, check=None)
+  )
+
+
+def test_what_was_written_before_a_stop_is_used_again(prepare_parts, tmp_path, monkeypatch):
+  parts = [[f'part {i}'] for i in range(5)]
+  calls = itertools.count()
+
+  def stop():
+    if next(calls) == 2:
+      raise errors.Stopped('enough')
 
   with pytest.raises(errors.Stopped):
-    prepare.prepare(data, progress=None, check=check)
-  assert not corpus.cache.exists() or not list(corpus.cache.iterdir())
+    prepare_parts(parts, tmp_path, check=stop)
+  (folder,) = tmp_path.iterdir()
+  assert folder.name.startswith('.')
+  with pytest.raises(errors.UserError):
+    store.Store.open(folder)
+  written = []
+  encode = store_writer.write_part
+
+  def write_part(task):
+    written.append(task.number)
+    return encode(task)
+
+  monkeypatch.setattr(store_writer, 'write_part', write_part)
+  prepared = prepare_parts(parts, tmp_path)
+  assert written == [2, 3, 4]
+  prepared.verify(None)
+  whole = prepare_parts(parts, tmp_path / 'other')
+  assert _tokens(prepared) == _tokens(whole)
+  assert prepared.sources[0].manifest == whole.sources[0].manifest
 
 
-def test_progress_ends_with_the_totals(corpus):
+_KILLED = """
+import sys
+from gpt_jax import config
+from gpt_jax.data import prepare
+data = config.DataConfig(source=sys.argv[1], tokenizer='byte', cache_dir=sys.argv[2], processes=2)
+prepare.prepare(data, progress=lambda *_: print('going', flush=True), check=None)
+"""
+
+
+def test_a_kill_leaves_nothing_that_counts_and_the_rest_goes_on(corpus):
+  for i in range(40):
+    corpus.path.with_name(f'{i:02}.txt').write_text(f'file {i}\n' * 60_000)
+  spec = f'text:{corpus.path.parent}/*.txt'
+  process = subprocess.Popen(
+    [sys.executable, '-c', _KILLED, spec, str(corpus.cache)], stdout=subprocess.PIPE, text=True
+  )
+  assert process.stdout is not None
+  assert process.stdout.readline() == 'going\n'
+  process.kill()
+  process.wait()
+  assert [path.name[0] for path in corpus.cache.iterdir()] == ['.']
+  prepared = corpus.prepare(source=spec)
+  prepared.verify(None)
+  expected = ''.join(path.read_text() for path in sorted(corpus.path.parent.glob('*.txt')))
+  assert _text(prepared) == [expected]
+  assert [path.name[0] for path in corpus.cache.iterdir()] != ['.']
+
+
+def test_the_processes_of_one_that_was_killed_end_too(corpus):
+  for i in range(40):
+    corpus.path.with_name(f'{i:02}.txt').write_text(f'file {i}\n' * 60_000)
+  process = subprocess.Popen(
+    [sys.executable, '-c', _KILLED, f'text:{corpus.path.parent}/*.txt', str(corpus.cache)],
+    stdout=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  assert process.stdout is not None
+  process.stdout.readline()
+  os.kill(process.pid, signal.SIGKILL)
+  process.wait()
+  deadline = time.monotonic() + 30
+  while _session_members(process.pid):
+    assert time.monotonic() < deadline, 'processes are left'
+    time.sleep(0.05)
+
+
+def _session_members(session):
+  found = []
+  for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
+    try:
+      fields = path.read_text().rpartition(')')[2].split()
+    except OSError:
+      continue
+    if int(fields[3]) == session and fields[0] != 'Z':
+      found.append(path)
+  return found
+
+
+@pytest.mark.parametrize('kind', ['char', 'byte'])
+def test_a_source_that_changes_while_it_is_read_is_not_kept(corpus, kind):
+  def change(*_):
+    corpus.path.write_text('hello\nworld\nhello\n')
+
+  with pytest.raises(errors.UserError, match='changed while it was read'):
+    corpus.prepare(kind, progress=change)
+  assert not list(corpus.cache.iterdir())
+
+
+def test_text_without_a_token_is_named_and_leaves_nothing(prepare_parts, tmp_path):
+  with pytest.raises(errors.UserError, match='text:made.txt is empty'):
+    prepare_parts([['', ''], []], tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_progress_ends_with_the_totals(prepare_parts, tmp_path):
   seen = []
-  _, kept = corpus.prepare(progress=lambda *counts: seen.append(counts))
-  assert seen[-1] == (1, 12, 13) == (1, kept.manifest.characters, len(kept.tokens))
+  prepared = prepare_parts(
+    [['abc', ''], ['de']], tmp_path, progress=lambda *args: seen.append(args)
+  )
+  manifest = prepared.sources[0].manifest
+  counts = [args[3] for args in seen]
+  assert sum(c.documents for c in counts) == manifest.documents == 2
+  assert sum(c.tokens for c in counts) == manifest.tokens == 7
+  assert sum(c.empty_documents for c in counts) == 1
+  assert seen[-1][1] == seen[-1][2] == 5
+  assert all(earlier[1] <= later[1] for earlier, later in itertools.pairwise(seen))
+
+
+def test_what_is_not_utf8_is_refused_or_counted(prepare_parts, tmp_path):
+  parts = [[b'good', b'b\xffd\xfe'], [b'\xc3']]
+  with pytest.raises(errors.UserError, match='part 0 document 1.*invalid_utf8=replace'):
+    prepare_parts(parts, tmp_path)
+  prepared = prepare_parts(parts, tmp_path, invalid_utf8='replace')
+  assert prepared.sources[0].manifest.invalid_utf8 == 3
+  assert '3 places that are not UTF-8' in prepared.sources[0].summary()
+  assert _text(prepared) == ['goodb\ufffdd\ufffd\ufffd']
 
 
 def test_a_cache_that_cannot_be_written_is_named(corpus):
@@ -96,21 +250,45 @@ def test_a_cache_that_cannot_be_written_is_named(corpus):
   assert str(corpus.cache) in str(e.value) and '--config.data.cache_dir' in str(e.value)
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(corpus, monkeypatch):
-  def full(file):
-    raise OSError(28, 'No space left on device')
+_FULL = """
+import resource, sys
+from gpt_jax import config, errors
+from gpt_jax.data import prepare
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+data = config.DataConfig(
+  source=sys.argv[1], tokenizer='byte', cache_dir=sys.argv[2], processes=int(sys.argv[3]))
+try:
+  prepare.prepare(data, progress=None, check=None)
+except errors.UserError as e:
+  print(e)
+"""
 
-  monkeypatch.setattr(store_writer, '_sync', full)
-  with pytest.raises(errors.UserError, match='No space left on device.*cache_dir'):
-    corpus.prepare()
-  assert not list(corpus.cache.iterdir())
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_disk_that_takes_no_more_is_named_and_what_was_written_is_used(corpus, processes):
+  """The limit of a file's size stands for a full disk: the write in the middle fails."""
+  text = 'text ' * 900_000
+  corpus.path.write_text(text)
+  corpus.path.with_name('more.txt').write_text(text)
+  spec = f'text:{corpus.path.parent}/*.txt'
+  done = subprocess.run(
+    [sys.executable, '-c', _FULL, spec, str(corpus.cache), str(processes)],
+    capture_output=True,
+    text=True,
+  )
+  assert 'File too large' in done.stdout and '--config.data.cache_dir' in done.stdout, done.stderr
+  assert [path.name[0] for path in corpus.cache.iterdir()] == ['.']
+  prepared = corpus.prepare(source=spec)
+  prepared.verify(None)
+  assert _text(prepared) == [text * 2]
+  assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
 def _prepare_together(data, barrier, results):
   barrier.wait()
-  _, kept = prepare.prepare(data, progress=None, check=None)
-  kept.verify()
-  results.put(kept.tokens.tolist())
+  prepared = prepare.prepare(data, progress=None, check=None)
+  prepared.verify(None)
+  results.put(_tokens(prepared))
 
 
 def test_two_processes_at_once_both_get_the_store(corpus):
@@ -130,6 +308,21 @@ def test_two_processes_at_once_both_get_the_store(corpus):
   assert len(list(corpus.cache.iterdir())) == 1
 
 
+def test_a_mixture_has_one_vocabulary_and_a_store_a_source(corpus):
+  other = corpus.path.with_name('other.txt')
+  other.write_text('xyz')
+  spec = f'3*text:{corpus.path} + 1*text:{other}'
+  mixed = corpus.prepare('char', source=spec)
+  assert _text(mixed) == ['hello\nworld\n', 'xyz']
+  assert mixed.weights == (3, 1)
+  assert mixed.tokenizer.vocab_size == len(set('hello\nworld\nxyz'))
+  alone = corpus.prepare('char')
+  assert alone.tokenizer.vocab_size == len(set('hello\nworld\n'))
+  assert corpus.prepare(source=f'text:{corpus.path} + text:{other}').weights is None
+  shared = corpus.prepare('byte').sources[0].directory
+  assert corpus.prepare('byte', source=spec).sources[0].directory == shared
+
+
 def test_the_cache_is_where_caches_are(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
@@ -139,28 +332,16 @@ def test_the_cache_is_where_caches_are(tmp_path, monkeypatch):
   assert prepare.cache_folder('') == tmp_path / 'xdg' / 'gpt_jax' / 'tokens'
 
 
-@pytest.mark.parametrize(
-  ('num_train', 'num_val', 'enough'), [(9, 9, True), (8, 9, False), (9, 8, False)]
-)
-def test_each_side_needs_a_window(num_train, num_val, enough):
-  def check():
-    prepare.check_length(num_train=num_train, num_val=num_val, block_size=8)
-
-  if enough:
-    check()
-  else:
-    with pytest.raises(errors.UserError) as e:
-      check()
-    for word in (str(num_train), str(num_val), 'at least 9', 'model.block_size', 'val_fraction'):
-      assert word in str(e.value)
-
-
 def test_the_split_of_tiny_shakespeare_is_the_known_one(shared_data, tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(shared_data / 'tfds'))
   data = config.DataConfig(
-    source='tfds:tiny_shakespeare', tokenizer='char', cache_dir=str(tmp_path)
+    source='tfds:tiny_shakespeare', tokenizer='char', cache_dir=str(tmp_path), processes=1
   )
-  tokenizer, kept = prepare.prepare(data, progress=None, check=None)
-  train, val = kept.split(data.val_fraction)
-  assert (tokenizer.vocab_size, len(train), len(val)) == (65, 1_003_854, 111_540)
-  assert tokenizer.decode(train[:14]) == 'First Citizen:'
+  prepared = prepare.prepare(data, progress=None, check=None)
+  (corpus,) = prepared.tokenized()
+  assert prepared.tokenizer.vocab_size == 65
+  for split, val in [('position', 111_540), ('given', 55_770)]:
+    data.split = split
+    sizes = [int((side.spans[:, 1] - side.spans[:, 0]).sum()) for side in corpus.sides(data)]
+    assert sizes == [1_003_854, val]
+  assert prepared.tokenizer.decode(corpus.tokens.read(0, 14)) == 'First Citizen:'

@@ -9,7 +9,7 @@ import pytest
 
 from gpt_jax import config as config_lib
 from gpt_jax import errors
-from gpt_jax.data import tokenizers
+from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import text
 from gpt_jax.models import gpt
 
@@ -40,12 +40,12 @@ def _model(vocab_size, tokenizer):
 
 @functools.cache
 def _char_model(characters=LETTERS):
-  return _model(len(characters), tokenizers.CharTokenizer(characters))
+  return _model(len(characters), char.CharTokenizer(characters))
 
 
 @functools.cache
 def _byte_model():
-  return _model(257, tokenizers.ByteTokenizer())
+  return _model(257, char.ByteTokenizer())
 
 
 @functools.cache
@@ -91,10 +91,9 @@ def test_a_sample_ends_before_end_of_text():
   endless = _char_model().generate(prompts, max_new_tokens=20)
   end = endless[1].tokens[2]
 
-  class Ending(tokenizers.CharTokenizer):
-    end_of_text = end
-
-  model = _model(len(LETTERS), Ending(LETTERS))
+  ending = char.CharTokenizer(LETTERS)
+  ending.end_of_text = end
+  model = _model(len(LETTERS), ending)
   for sample, whole in zip(model.generate(prompts, max_new_tokens=20), endless, strict=True):
     tokens = whole.tokens[: whole.tokens.index(end)] if end in whole.tokens else whole.tokens
     assert sample.tokens == tokens

@@ -1,5 +1,7 @@
 """A mesh fits its devices and what it cuts, and a batch doesn't depend on it."""
 
+from typing import Any, NamedTuple
+
 import jax
 import numpy as np
 import pytest
@@ -75,34 +77,45 @@ def test_all_that_does_not_fit_is_told_at_once():
     assert key in str(e.value)
 
 
+class Rows(NamedTuple):
+  inputs: Any
+  targets: Any
+  nothing: Any
+
+
 AXES = [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8), (1, 8, 1)]
 
 
 @pytest.mark.parametrize('axes', AXES, ids=str)
 @pytest.mark.parametrize('parts', [1, 3])
-def test_a_global_batch_is_the_same_on_every_mesh_and_each_device_asks_for_its_rows(axes, parts):
+def test_a_global_batch_is_the_same_on_every_mesh_and_rows_are_made_once_for_who_holds_them(
+  axes, parts
+):
   data, fsdp, tensor = axes
   sharding = mesh_lib.batch_sharding(
     mesh_lib.make_mesh(_config(data=data, fsdp=fsdp, tensor=tensor, batch_size=16))
   )
-  table = np.random.default_rng(0).integers(0, 1000, (parts * 16, 5))
+  table = np.random.default_rng(0).integers(0, 1000, (parts * 16, 6), dtype=np.int32)
   asked = []
 
   def make_rows(numbers):
-    asked.append(numbers.tolist())
-    return table[numbers]
+    assert numbers.dtype == np.int64 and numbers.ndim == 1
+    asked.append(tuple(numbers.tolist()))
+    return Rows(table[numbers, :-1], table[numbers, 1:], None)
 
   batch = mesh_lib.global_batch(make_rows, (parts, 16, 5), sharding)
-  assert batch.sharding == sharding
-  np.testing.assert_array_equal(batch, table.reshape(parts, 16, 5))
+  assert isinstance(batch, Rows) and batch.nothing is None
+  for array, values in ((batch.inputs, table[:, :-1]), (batch.targets, table[:, 1:])):
+    assert array.sharding == sharding and array.dtype == np.int32
+    np.testing.assert_array_equal(array, values.reshape(parts, 16, 5))
   # Every device holds a run of the sequences of each part, over its own `length` positions.
   run = 16 // (data * fsdp)
   pieces = [
     [part * 16 + first + i for part in range(parts) for i in range(run)]
     for first in range(0, 16, run)
   ]
-  assert {tuple(rows) for rows in asked} == {tuple(rows) for rows in pieces}
-  held = {shard.device: shard.data.shape for shard in batch.addressable_shards}
+  assert sorted(asked) == sorted(map(tuple, pieces)), 'once, for both arrays and all devices'
+  held = {shard.device: shard.data.shape for shard in batch.targets.addressable_shards}
   assert held == dict.fromkeys(jax.devices(), (parts, run, 5))
 
 

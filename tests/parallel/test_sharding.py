@@ -109,13 +109,14 @@ FAST = {'xla_backend_optimization_level': 0}
 
 
 @functools.cache
-def _program(axes):
+def _program(axes, chunks='windows'):
   """A program on the first devices, as many as `axes` multiply to."""
   data, fsdp, tensor = axes
   config = config_lib.Config(
     model=config_lib.ModelConfig(
       n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=30, pad_vocab_to=16, dropout=0.1
     ),
+    data=config_lib.DataConfig(chunks=chunks),
     train=config_lib.TrainConfig(steps=STEPS, batch_size=16, gradient_accumulation=2),
     optimizer=config_lib.OptimizerConfig(learning_rate=3e-3, warmup_steps=2),
     mesh=config_lib.MeshConfig(data=data, fsdp=fsdp, tensor=tensor),
@@ -129,36 +130,50 @@ def _initial_state(axes):
   return _program(axes).init.lower().compile(compiler_options=FAST)()
 
 
+def _rows(step, chunks, numbers):
+  """Learnable text; packed, two documents of any lengths a row, and no text at all in six rows."""
+  rng = np.random.default_rng(step)
+  tokens_NM = ((rng.integers(0, 30, (16, 1)) + 7 * np.arange(9)) % 30).astype(np.int32)
+  inputs_NL, targets_NL = tokens_NM[:, :-1], tokens_NM[:, 1:]
+  if chunks == 'windows':
+    return inputs_NL[numbers], targets_NL[numbers]
+  cut_N1, filled_N1 = np.sort(rng.integers(1, 9, (2, 16, 1)), axis=0)
+  filled_N1[10:] = 0
+  place_L = np.arange(8)
+  segments_NL = np.where(place_L < filled_N1, 1 + (place_L >= cut_N1), 0).astype(np.int32)
+  targets_NL = np.where(segments_NL > 0, targets_NL, step_lib.IGNORED)
+  return inputs_NL[numbers], targets_NL[numbers], segments_NL[numbers]
+
+
 @functools.cache
-def _trained(axes):
+def _trained(axes, chunks='windows'):
   """The losses and gradient norms of STEPS steps on learnable text, and the last state."""
-  program = _program(axes)
+  program = _program(axes, chunks)
   train_step = program.train_step.lower(program.state, program.batch)
   train_step = train_step.compile(compiler_options=FAST)
   # The same initial parameters for all, as arrays of their own: the state is donated.
   host = jax.device_get(_initial_state((1, 1, 1)))
   state = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), host, program.state)
-  shape, rows = program.batch.inputs_ABL.shape, program.batch.inputs_ABL.sharding
+  shape, sequences = program.batch.inputs_ABL.shape, program.batch.inputs_ABL.sharding
   metrics = []
   for step in range(STEPS):
-    first_N1 = np.random.default_rng(step).integers(0, 30, (16, 1))
-    tokens = (first_N1 + 7 * np.arange(9)) % 30
-    inputs, targets = (
-      mesh_lib.global_batch(text.__getitem__, shape, rows)
-      for text in (tokens[:, :-1], tokens[:, 1:])
-    )
-    batch = step_lib.Batch(inputs, targets)
+    make_rows = functools.partial(_rows, step, chunks)
+    batch = step_lib.Batch(*mesh_lib.global_batch(make_rows, shape, sequences))
     state, values = train_step(state, batch)
     metrics.append([float(values[name]) for name in ('loss', 'grad_norm')])
   return np.array(metrics), state
 
 
 @needs_8_devices
-@pytest.mark.parametrize('axes', MESHES, ids=str)
-def test_eight_devices_train_as_one_does(axes):
-  assert _program((1, 1, 1)).mesh.devices.size == 1
-  assert _program(axes).mesh.devices.size == 8
-  expected, actual = _trained((1, 1, 1))[0], _trained(axes)[0]
+@pytest.mark.parametrize(
+  'axes, chunks',
+  [*((axes, 'windows') for axes in MESHES), ((8, 1, 1), 'packed'), ((2, 2, 2), 'packed')],
+  ids=str,
+)
+def test_eight_devices_train_as_one_does(axes, chunks):
+  assert _program((1, 1, 1), chunks).mesh.devices.size == 1
+  assert _program(axes, chunks).mesh.devices.size == 8
+  expected, actual = _trained((1, 1, 1), chunks)[0], _trained(axes, chunks)[0]
   assert expected[-1, 0] < expected[0, 0] - 0.3, 'nothing was learned'
   # The same sums in another order, 20 steps long; dropout is drawn for the global batch.
   np.testing.assert_allclose(actual[:, 0], expected[:, 0], rtol=1e-5)

@@ -15,8 +15,7 @@ import pytest
 
 import gpt_jax
 from gpt_jax import config as config_lib
-from gpt_jax import errors, loading, validation
-from gpt_jax.data import batches
+from gpt_jax import errors, loading, stopping, validation
 from gpt_jax.training import checkpoints, console, feed, loop, metrics, program, workdir
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -133,6 +132,7 @@ def test_a_run_leaves_what_the_contract_says(unbroken: workdir.Workdir) -> None:
   assert {path.name for path in unbroken.path.iterdir()} == {
     'config.json',
     'tokenizer.json',
+    'text.json',
     'metrics.jsonl',
     'checkpoints',
     'loss.png',
@@ -241,7 +241,7 @@ def test_a_stop_while_text_is_prepared_leaves_nothing(
   other = changed(config)
   other.data.cache_dir = str(tmp_path / 'cache')
   monkeypatch.setattr(workdir.Workdir, 'check', lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-  with pytest.raises(errors.Stopped, match='before the first step'):
+  with pytest.raises(errors.Stopped, match='run the same command again'):
     loop.train(other, workdir.Workdir(tmp_path / 'run'))
   assert not [path for path in tmp_path.rglob('*') if path.is_file()]
 
@@ -286,33 +286,64 @@ def test_text_that_changed_is_not_mixed_with_the_old(
   before, original = files(unbroken), text.read_text()
   try:
     text.write_text(original.replace('v', 'q'))
-    with pytest.raises(errors.UserError, match='vocabulary'):
+    with pytest.raises(errors.UserError, match='other text'):
+      loop.train(config, unbroken)
+    text.write_text(original.replace('the sea', 'sea the'))  # of the same characters
+    with pytest.raises(errors.UserError, match='other text'):
       loop.train(config, unbroken)
   finally:
     text.write_text(original)
   assert files(unbroken) == before
 
 
-def test_batches_are_the_same_whatever_the_mesh_and_accumulation(
+@pytest.mark.parametrize('chunks', ['partition', 'packed', 'sentences'])
+def test_every_way_of_cutting_trains_and_resumes(
   config: config_lib.Config,
+  tmp_path: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
+  chunks: str,
 ) -> None:
-  tokens = np.arange(1000, dtype=np.uint16)
-  whole = feed.Text(tokens, tokens)
-  seen = []
-  for mesh, parts in [((-1, 1, 1), 1), ((4, 2, 1), 2), ((2, 2, 2), 1)]:
-    other = changed(config)
-    other.model.vocab_size = 1000
-    other.mesh = config_lib.MeshConfig(*mesh)
-    other.train.gradient_accumulation = parts
-    batch = whole.train_batch(program.build(other), 5)
-    shape = (parts, 16 // parts, 8)
-    assert batch.inputs_ABL.shape == batch.targets_ABL.shape == shape
-    seen.append([np.asarray(x).reshape(16, 8) for x in batch])
-  for inputs_BL, targets_BL in seen:
-    np.testing.assert_array_equal(inputs_BL, seen[0][0])
-    np.testing.assert_array_equal(targets_BL, inputs_BL + 1)
-  starts = batches.train_starts(1000, block_size=8, batch_size=16, seed=0, step=5)
-  np.testing.assert_array_equal(seen[0][0][:, 0], starts)
+  """Split by document, with special tokens, and with rows that aren't full."""
+  (tmp_path / 'text.jsonl').write_text(
+    '\n'.join(json.dumps({'text': 'a b. ' * (i % 7) + 'c d e. '}) for i in range(60))
+  )
+  other = changed(config)
+  other.data = config_lib.DataConfig(
+    source=f'jsonl:{tmp_path}/text.jsonl',
+    tokenizer='char',
+    special_tokens='bos eos pad',
+    chunks=chunks,
+    split='document',
+    val_fraction=0.4,
+    min_length=3,
+    max_length=9,
+    cache_dir=str(tmp_path / 'cache'),
+  )
+  unbroken, broken = (workdir.Workdir(tmp_path / name) for name in ('unbroken', 'broken'))
+  loop.train(other, unbroken)
+  losses = [line['val/loss'] for line in lines(unbroken) if 'val/loss' in line]
+  assert losses[-1] < 0.95 * losses[0]
+  if chunks != 'packed':  # whose rows a model that is loaded doesn't keep apart
+    assert losses[-1] == pytest.approx(mean_loss(other, unbroken), rel=1e-5)
+  with monkeypatch.context() as patch:
+    at_step(patch, 6, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(errors.Stopped):
+      loop.train(other, broken)
+  loop.train(other, broken)
+  assert_same_run(other, unbroken, broken)
+
+
+def mean_loss(config: config_lib.Config, directory: workdir.Workdir) -> float:
+  """The mean over all targets of an evaluation, of the last checkpoint, computed another way."""
+  with stopping.StopRequest() as stop:
+    text = feed.cut(directory.read_config(), feed.load(config.data, stop))
+  total = config.train.eval_batches * config.train.batch_size
+  rows = text.val.val_rows(np.arange(total), total=total)
+  model = gpt_jax.load(directory.checkpoints / str(config.train.steps))
+  logits_BLV = np.asarray(model.logits(rows.inputs), np.float64)
+  losses_BLV = np.log(np.exp(logits_BLV).sum(-1, keepdims=True)) - logits_BLV
+  losses_BL = np.take_along_axis(losses_BLV, np.maximum(rows.targets, 0)[..., None], -1)[..., 0]
+  return float(losses_BL[rows.targets >= 0].mean())
 
 
 def test_the_loaded_model_is_the_best_one(unbroken: workdir.Workdir) -> None:
@@ -333,7 +364,7 @@ def test_the_process_stops_with_75(config: config_lib.Config, tmp_path: pathlib.
   """The command as a scheduler sees it."""
   source = tmp_path / 'sea.py'
   source.write_text(
-    'from gpt_jax import config\n'
+    'from gpt_jax import validation\n'
     'def get_config():\n'
     f'  return validation.from_dict({config_lib.to_dict(config)!r})\n'
   )

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from gpt_jax import config as config_lib
 from gpt_jax.models import gpt
@@ -53,6 +55,21 @@ def _batch(parts, sequences):
   return step_lib.Batch(jnp.asarray(tokens[..., :-1]), jnp.asarray(tokens[..., 1:]))
 
 
+def _full_batch(parts):
+  return _batch(parts, 4 // parts)
+
+
+def _uneven_batch(parts):
+  """Of four packed rows: all targets, one, four of two documents, and none but padding."""
+  segments_BL = np.array([[1] * 8, [1] * 3 + [2] * 5, [1, 1, 2, 2, 0, 0, 0, 0], [0] * 8], np.int32)
+  counts_BL = segments_BL > 0
+  counts_BL[1] = np.arange(BLOCK) == 6
+  shape = (parts, 4 // parts, BLOCK)
+  inputs_ABL, targets_ABL, _ = _batch(parts, 4 // parts)
+  targets_ABL = jnp.where(counts_BL.reshape(shape), targets_ABL, step_lib.IGNORED)
+  return step_lib.Batch(inputs_ABL, targets_ABL, jnp.asarray(segments_BL.reshape(shape)))
+
+
 # Plain gradient descent with rate 1: what it changes in the parameters is the gradient.
 DESCENT = optax.sgd(1.0)
 
@@ -77,8 +94,8 @@ def _descent_state(step=0):
 
 
 @functools.cache
-def _whole_batch():
-  return jax.device_get(_descent_step()(_descent_state(), _batch(1, 4)))
+def _whole_batch(make_batch=_full_batch):
+  return jax.device_get(_descent_step()(_descent_state(), make_batch(1)))
 
 
 def _distance(params, others):
@@ -99,16 +116,19 @@ def _apply():
 
 @np.errstate(divide='ignore')
 def _mean_loss(params, batch):
-  """The mean negative log-likelihood of all targets, by NumPy."""
-  inputs_BL, targets_BL = (x.reshape(-1, BLOCK) for x in batch)
-  logits_BLV, _ = _apply()({'params': params}, inputs_BL)
-  return -np.take_along_axis(_log_probs(logits_BLV), np.asarray(targets_BL)[..., None], -1).mean()
+  """The mean negative log-likelihood of all targets that aren't ignored, by NumPy."""
+  whole = jax.tree.map(lambda x: np.asarray(x).reshape(-1, BLOCK), batch)
+  logits_BLV, _ = _apply()({'params': params}, whole.inputs_ABL, segments_BL=whole.segments_ABL)
+  log_probs_BLV, targets_BL = _log_probs(logits_BLV), whole.targets_ABL
+  return -np.mean([log_probs_BLV[b, i, targets_BL[b, i]] for b, i in np.argwhere(targets_BL >= 0)])
 
 
-@pytest.mark.parametrize('parts', [2, 4])
-def test_accumulation_is_one_large_batch(parts):
-  state, metrics = _descent_step()(_descent_state(), _batch(parts, 4 // parts))
-  whole_state, whole_metrics = _whole_batch()
+@pytest.mark.parametrize(
+  'parts, make_batch', [(2, _full_batch), (2, _uneven_batch), (4, _uneven_batch)]
+)
+def test_accumulation_is_one_large_batch(parts, make_batch):
+  state, metrics = _descent_step()(_descent_state(), make_batch(parts))
+  whole_state, whole_metrics = _whole_batch(make_batch)
   # Means of a few tens of terms in another order: some roundings of 6e-8.
   for name in ('loss', 'grad_norm'):
     np.testing.assert_allclose(metrics[name], whole_metrics[name], rtol=1e-6)
@@ -193,20 +213,78 @@ def test_dropout_is_a_function_of_key_step_and_part():
   assert len({loss(at) for at in range(4)}) == 4
   assert loss(3, seed=8) != loss(3)
   # If every part dropped out alike, their order wouldn't matter.
-  swapped = step_lib.Batch(*(x[::-1] for x in batch))
+  swapped = jax.tree.map(lambda x: x[::-1], batch)
   assert loss(3, swapped) != pytest.approx(loss(3), rel=1e-4)
 
 
-def test_evaluation_is_the_mean_over_all_parts_without_dropout():
+@pytest.mark.parametrize('make_batch, targets', [(_full_batch, 32), (_uneven_batch, 13)])
+def test_evaluation_sums_over_all_parts_without_dropout(make_batch, targets):
   evaluate = _jit(step_lib.make_eval_step(_model(dropout=0.3)))
-  batch = _batch(2, 3)
-  np.testing.assert_allclose(evaluate(_params(), batch), _mean_loss(_params(), batch), rtol=1e-6)
+  batch = make_batch(2)
+  loss, count = evaluate(_params(), batch)
+  assert count == targets and count.dtype == jnp.int32
+  assert loss.dtype == jnp.float32
+  np.testing.assert_allclose(loss / count, _mean_loss(_params(), batch), rtol=1e-6)
 
 
-def test_cross_entropy_is_in_nats_a_token_and_stable():
+# Targets that are ignored.
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.dictionaries(st.integers(0, 4 * BLOCK - 1), st.integers(0, VOCAB - 1), min_size=1))
+@example({5: 0})
+@example(dict.fromkeys(range(4 * BLOCK), 0))
+def test_the_loss_is_the_mean_of_the_targets_that_count(targets):
+  targets_N = np.full(4 * BLOCK, step_lib.IGNORED, np.int32)
+  targets_N[list(targets)] = list(targets.values())
+  batch = _full_batch(1)._replace(targets_ABL=jnp.asarray(targets_N.reshape(1, 4, BLOCK)))
+  _, metrics = _descent_step()(_descent_state(), batch)
+  # Logits of up to 10, some roundings of 2^-24 deep; the mean may be over one target only.
+  assert metrics['loss'] == pytest.approx(_mean_loss(_params(), batch), abs=1e-5)
+
+
+def test_the_loss_of_packed_rows_is_the_mean_of_the_targets_that_count():
+  _, metrics = _whole_batch(_uneven_batch)
+  assert metrics['loss'] == pytest.approx(_mean_loss(_params(), _uneven_batch(1)), rel=1e-6)
+  assert metrics['loss'] != pytest.approx(float(_whole_batch()[1]['loss']), rel=1e-3)
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_a_batch_without_any_target_costs_nothing_and_changes_nothing(parts):
+  batch = _uneven_batch(parts)
+  batch = batch._replace(targets_ABL=jnp.full_like(batch.targets_ABL, step_lib.IGNORED))
+  state, metrics = _descent_step()(_descent_state(), batch)
+  assert metrics['loss'] == metrics['grad_norm'] == 0
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), _params())
+
+
+def test_a_position_of_which_nothing_is_asked_changes_neither_loss_nor_gradient():
+  # The last input is seen by the last position alone.
+  inputs_ABL, targets_ABL, _ = _batch(1, 4)
+  targets_ABL = targets_ABL.at[..., -1].set(step_lib.IGNORED)
+  states = [
+    _descent_step()(
+      _descent_state(), step_lib.Batch(inputs_ABL.at[..., -1].set(token), targets_ABL)
+    )
+    for token in (3, 4)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_cross_entropy_is_a_stable_sum_in_nats():
   logits_BLV = jnp.array([[[0.0, math.log(3.0), -jnp.inf], [1e4, 0.0, -jnp.inf]]])
   loss = step_lib.cross_entropy(logits_BLV, jnp.array([[0, 1]]))
-  assert float(loss) == pytest.approx((math.log(4) + 1e4) / 2, rel=1e-6)
+  assert float(loss) == pytest.approx(math.log(4) + 1e4, rel=1e-6)
+
+
+def test_cross_entropy_has_a_gradient_where_a_target_counts_only():
+  # The last entry of the vocabulary is padding: what an index of -1 would take, and infinite.
+  logits_BLV = jnp.array([[[0.0, math.log(3.0), -jnp.inf]] * 3])
+  targets_BL = jnp.array([[1, step_lib.IGNORED, 0]])
+  loss, gradient_BLV = jax.value_and_grad(step_lib.cross_entropy)(logits_BLV, targets_BL)
+  assert float(loss) == pytest.approx(math.log(4 / 3) + math.log(4), rel=1e-6)
+  expected_BLV = np.array([[[0.25, -0.25, 0], [0, 0, 0], [-0.75, 0.75, 0]]])
+  np.testing.assert_allclose(gradient_BLV, expected_BLV, atol=1e-6)
 
 
 def test_initial_state_is_a_function_of_its_key_at_step_0():

@@ -6,7 +6,7 @@ import pytest
 
 from gpt_jax import config as config_lib
 from gpt_jax import errors, validation
-from gpt_jax.data import tokenizers
+from gpt_jax.data.tokenizers import char
 from gpt_jax.training import workdir as workdir_lib
 
 _KNOBS = [knob.key for knob in config_lib.knobs(config_lib.Config())]
@@ -28,6 +28,8 @@ _FREE = {
   'model.attention',
   'model.remat',
 }
+
+_TEXT = {'text:x': '0123'}
 
 _OTHER = {
   'mesh.data': 2,
@@ -78,7 +80,7 @@ def _files(folder):
 def started(tmp_path):
   """A workdir in which a run with the default config has saved a checkpoint."""
   workdir = workdir_lib.Workdir(tmp_path / 'runs' / 'one')
-  workdir.start(_with({}), tokenizers.ByteTokenizer())
+  workdir.start(_with({}), char.ByteTokenizer(), _TEXT)
   (workdir.checkpoints / '5').mkdir(parents=True)
   return workdir
 
@@ -86,12 +88,13 @@ def started(tmp_path):
 def test_a_run_is_described_as_it_is(tmp_path):
   workdir = workdir_lib.Workdir(str(tmp_path / 'a' / 'b'))
   config = _with({'model.n_layer': 3, 'data.source': 'text:☃ "quoted"', 'optimizer.b2': 0.999})
-  tokenizer = tokenizers.CharTokenizer('\n aé☃')
-  workdir.start(config, tokenizer)
+  tokenizer = char.CharTokenizer('\n aé☃')
+  workdir.start(config, tokenizer, _TEXT)
   assert workdir.read_config() == config
   assert workdir.read_tokenizer().hash == tokenizer.hash
   assert workdir.read_tokenizer().decode([3, 4]) == 'é☃'
-  assert sorted(path.name for path in workdir.path.iterdir()) == ['config.json', 'tokenizer.json']
+  names = ['config.json', 'text.json', 'tokenizer.json']
+  assert sorted(path.name for path in workdir.path.iterdir()) == names
   assert json.loads(workdir.config.read_text(encoding='utf-8'))['model']['n_layer'] == 3
 
 
@@ -155,14 +158,22 @@ def test_checkpoints_of_an_unknown_run_are_not_mixed_with_new_ones(tmp_path):
 def test_a_run_does_not_go_on_with_another_vocabulary(started):
   before = _files(started.path)
   with pytest.raises(errors.UserError, match='(?s)other text.*--workdir'):
-    started.start(_with({}), tokenizers.CharTokenizer('abc'))
+    started.start(_with({}), char.CharTokenizer('abc'), _TEXT)
   assert _files(started.path) == before
-  started.start(_with({}), tokenizers.ByteTokenizer())
+  started.start(_with({}), char.ByteTokenizer(), _TEXT)
+
+
+@pytest.mark.parametrize('text', [{'text:x': '4567'}, {}, {'text:y': '0123'}])
+def test_a_run_does_not_go_on_with_other_text(started, text):
+  before = _files(started.path)
+  with pytest.raises(errors.UserError, match='(?s)other text: text:x.*--workdir'):
+    started.start(_with({}), char.ByteTokenizer(), text)
+  assert _files(started.path) == before
 
 
 def test_the_free_keys_of_a_run_are_those_it_was_last_started_with(started):
   config = _with({'train.log_every': 77})
-  started.start(config, tokenizers.ByteTokenizer())
+  started.start(config, char.ByteTokenizer(), _TEXT)
   assert started.read_config() == config
 
 

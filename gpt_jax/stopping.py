@@ -34,4 +34,4 @@ class StopRequest:
   def check(self) -> None:
     """Raises `Stopped` if a stop was requested; for phases that have nothing to save."""
     if self.requested:
-      raise errors.Stopped('stopped before the first step; run the same command again to go on')
+      raise errors.Stopped('stopped; run the same command again to go on')

@@ -1,0 +1,118 @@
+"""Tokens are read over shards and spans as if they lay in one array."""
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from gpt_jax.data import stream
+
+
+@st.composite
+def corpora(draw):
+  """Shards, some empty, and the one array that they stand for."""
+  sizes = draw(st.lists(st.integers(0, 12), min_size=1, max_size=6))
+  dtype = draw(st.sampled_from([np.uint16, np.uint32]))
+  whole = np.arange(1000, 1000 + sum(sizes), dtype=dtype)
+  return stream.Tokens(tuple(np.split(whole, np.cumsum(sizes)[:-1]))), whole
+
+
+@st.composite
+def stretches(draw, size):
+  starts = draw(st.lists(st.integers(0, size), max_size=8))
+  lengths = [draw(st.integers(0, size - start)) for start in starts]
+  return np.array(starts, np.int64), np.array(lengths, np.int64)
+
+
+@st.composite
+def sides(draw):
+  """A side of a split and its tokens, joined."""
+  tokens, whole = draw(corpora())
+  ends = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=12)))
+  spans = np.array(ends[: len(ends) // 2 * 2], np.int64).reshape(-1, 2)
+  joined = np.concatenate([whole[:0], *(whole[a:b] for a, b in spans)])
+  return stream.Side(tokens, spans, lambda: spans), joined
+
+
+@hypothesis.given(corpora(), st.data())
+def test_any_stretch_is_read_as_from_one_array(corpus, data):
+  tokens, whole = corpus
+  start = data.draw(st.integers(0, len(whole)))
+  stop = data.draw(st.integers(start, len(whole)))
+  assert len(tokens) == len(whole)
+  np.testing.assert_array_equal(tokens.read(start, stop), whole[start:stop])
+
+
+def test_a_stretch_of_one_shard_is_not_copied():
+  shards = tuple(np.arange(4, dtype=np.uint16) for _ in range(3))
+  tokens = stream.Tokens(shards)
+  assert np.shares_memory(tokens.read(4, 8), shards[1])
+  assert tokens.read(3, 8).dtype == np.uint16
+
+
+@hypothesis.given(corpora(), st.data())
+def test_many_stretches_are_read_one_after_the_other(corpus, data):
+  tokens, whole = corpus
+  starts, lengths = data.draw(stretches(len(whole)))
+  flat = tokens.gather(starts, lengths.astype(data.draw(st.sampled_from([np.int32, np.int64]))))
+  assert flat.dtype == np.int32
+  wanted = [whole[a : a + n] for a, n in zip(starts, lengths, strict=True)]
+  assert flat.tolist() == np.concatenate([whole[:0], *wanted]).tolist()
+
+
+@hypothesis.given(corpora(), st.data())
+def test_single_tokens_are_taken_in_any_order(corpus, data):
+  tokens, whole = corpus
+  hypothesis.assume(len(whole))
+  addresses = np.array(data.draw(st.lists(st.integers(0, len(whole) - 1))), np.int64)
+  taken = tokens.take(addresses)
+  assert taken.dtype == np.int32
+  assert taken.tolist() == whole[addresses].tolist()
+
+
+@hypothesis.given(sides(), st.data())
+def test_windows_run_over_shards_and_spans(side_and_joined, data):
+  side, joined = side_and_joined
+  text = stream.Stream(side)
+  assert len(text) == len(joined)
+  length = data.draw(st.integers(1, max(1, len(joined))))
+  places = st.integers(0, max(0, len(joined) - length))
+  starts = np.array(data.draw(st.lists(places, max_size=5)) if len(joined) else [], np.int64)
+  windows = text.windows(starts, length)
+  assert windows.dtype == np.int32 and windows.shape == (len(starts), length)
+  for window, start in zip(windows, starts, strict=True):
+    assert window.tolist() == joined[start : start + length].tolist()
+
+
+@hypothesis.given(sides(), st.data())
+def test_a_stream_is_read_in_stretches_of_any_length(side_and_joined, data):
+  side, joined = side_and_joined
+  starts, lengths = data.draw(stretches(len(joined)))
+  flat = stream.Stream(side).gather(starts, lengths)
+  wanted = [joined[a : a + n] for a, n in zip(starts, lengths, strict=True)]
+  assert flat.tolist() == np.concatenate([joined[:0], *wanted]).tolist()
+
+
+@pytest.mark.parametrize('start', [-1, 13])
+def test_no_window_may_reach_beyond_the_stream(start):
+  tokens = stream.Tokens((np.arange(30, dtype=np.uint16),))
+  text = stream.Stream(stream.Side(tokens, np.array([[5, 15], [20, 30]]), lambda: np.empty((0, 2))))
+  assert text.windows(np.array([0, 12]), 8)[1].tolist() == list(range(22, 30))
+  with pytest.raises(IndexError, match='beyond the 20 tokens'):
+    text.windows(np.array([0, start]), 8)
+
+
+def test_memory_mapped_shards_are_read_alike(tmp_path):
+  paths = [tmp_path / 'a', tmp_path / 'b']
+  for number, path in enumerate(paths):
+    np.arange(70_000 + 10 * number, 70_010 + 10 * number, dtype='<u4').tofile(path)
+  tokens = stream.Tokens(tuple(np.memmap(path, '<u4', mode='r') for path in paths))
+  assert tokens.gather(np.array([8]), np.array([4])).tolist() == list(range(70_008, 70_012))
+  assert tokens.read(8, 12).tolist() == list(range(70_008, 70_012))
+
+
+@hypothesis.given(st.lists(st.tuples(st.integers(-50, 50), st.integers(0, 6))))
+def test_ranges_are_laid_end_to_end(pairs):
+  starts, lengths = np.array(pairs, np.int64).reshape(-1, 2).T
+  wanted = [value for start, length in pairs for value in range(start, start + length)]
+  assert stream.ranges(starts, lengths).tolist() == wanted
