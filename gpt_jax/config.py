@@ -204,6 +204,11 @@ class Config:
   train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
   optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  init_from: str = _knob(
+    '',
+    'Start from the weights of a model: a model directory of Hugging Face or OpenAI, a workdir or '
+    'one checkpoint in it; empty: from random ones. The context may be shorter than there.',
+  )
 
 
 @dataclasses.dataclass(frozen=True)

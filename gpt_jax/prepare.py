@@ -30,7 +30,7 @@ def main(flag_values: flags.FlagValues) -> None:
     prepared = prepare.prepare(flag_values.config.data, progress=bar.show, check=stop.check)
     began = time.monotonic()
     if flag_values.verify:
-      prepared.verify(bar.show)
+      prepared.verify(bar.show, stop.check)
     verified = time.monotonic() - began
   for source in prepared.sources:
     print(source.summary())

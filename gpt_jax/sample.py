@@ -15,7 +15,10 @@ def define_flags() -> flags.FlagValues:
   """The command's flags."""
   values = flags.FlagValues()
   flags.DEFINE_string(
-    'model', None, "A run's workdir, or one checkpoint in it.", flag_values=values
+    'model',
+    None,
+    "A run's workdir, one checkpoint in it, or a model directory of Hugging Face.",
+    flag_values=values,
   )
   flags.DEFINE_string(
     'prompt', '', 'What the text begins with; empty: the start of a text.', flag_values=values
@@ -44,7 +47,8 @@ def main(values: flags.FlagValues) -> None:
   from gpt_jax import loading  # slow to import: after the flags are known to be sound
 
   loaded = loading.load(values.model)
-  print(f'{values.model}, step {loaded.step}', file=sys.stderr)
+  step = '' if loaded.step is None else f', step {loaded.step}'
+  print(f'{values.model}{step}', file=sys.stderr)
   samples = loaded.model.generate(
     [values.prompt] * values.num_samples,
     max_new_tokens=values.max_new_tokens,

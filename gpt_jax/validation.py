@@ -3,6 +3,7 @@
 The limits of each knob stand in `config.py`; here are the rules between knobs.
 """
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -110,6 +111,8 @@ def _special_tokens(config: config_lib.Config) -> Iterator[str]:
     'byte': ('bos', 'eos', 'pad'),
     'word': ('bos', 'eos', 'pad', 'unk'),
   }.get(config.data.tokenizer, ())
+  if any(_tokenizer(config)):
+    return
   for name in config.data.special_tokens.split():
     if name not in allowed:
       choice = f'one of {", ".join(allowed)}' if allowed else 'empty'
@@ -170,10 +173,13 @@ def from_dict(values: Mapping[str, Any]) -> config_lib.Config:
   config = config_lib.Config()
   found: list[str] = []
   for room, leaves in values.items():
-    if room not in config.__dataclass_fields__ or not isinstance(leaves, Mapping):
+    section = getattr(config, room) if room in config.__dataclass_fields__ else None
+    if section is not None and not dataclasses.is_dataclass(section):
+      setattr(config, room, leaves)
+      continue
+    if section is None or not isinstance(leaves, Mapping):
       found.append(unknown_key(room))
       continue
-    section = getattr(config, room)
     for name, value in leaves.items():
       if name in section.__dataclass_fields__:
         setattr(section, name, value)

@@ -9,13 +9,16 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import gpt_jax
-from gpt_jax import cli, errors, loading, sample, train
+from gpt_jax import cli, errors, loading, prepare, sample, train
 
 _ROOT = pathlib.Path(gpt_jax.__file__).resolve().parents[1]
-_COMMANDS = {'train': (train, True), 'sample': (sample, False)}
+_COMMANDS = {'train': (train, True), 'prepare': (prepare, True), 'sample': (sample, False)}
 _CONFIG = """
 from gpt_jax import config as config_lib
 
@@ -138,6 +141,81 @@ def test_text_that_cannot_be_had(here, command, source, words):
   before = _files()
   _assert_refused(command('train', f'--config.data.source={source}', '--workdir=run'), words)
   assert _files() == before
+
+
+def _write_sources(folder):
+  (folder / 'good.jsonl').write_text('{"text": "some text to learn from"}\n' * 30)
+  (folder / 'field.jsonl').write_text('{"text": "a line"}\n{"content": "another"}\n')
+  (folder / 'broken.jsonl').write_text('{"text": "a line"}\n{"text": "anoth\n')
+  (folder / 'blank.txt').write_text('')
+  (folder / 'bytes.txt').write_bytes(b'good text ' * 20 + b'\xe9 here')
+  pq.write_table(pa.table({'content': ['some text'] * 9}), folder / 'column.parquet')
+  (folder / 'short.parquet').write_bytes((folder / 'column.parquet').read_bytes()[:-7])
+  np.array([1, 2, 3] * 50 + [257, 4], '<u2').tofile(folder / 'ids.bin')
+  (folder / 'odd.bin').write_bytes(b'\1\0\1')
+  (folder / 'tokenizer.json').write_text('{"model": ')
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    (['source=jsonl:field.jsonl'], ['field.jsonl', 'line 2', 'text', 'data.text_field']),
+    (['source=jsonl:broken.jsonl'], ['broken.jsonl', 'line 2', 'JSON']),
+    (['source=parquet:column.parquet'], ['column.parquet', 'text', 'content', 'data.text_field']),
+    (['source=parquet:short.parquet'], ['short.parquet']),
+    (['source=text:bytes.txt'], ['bytes.txt', '0xe9', 'offset 200', 'invalid_utf8=replace']),
+    (['source=text:blank.txt'], ['blank.txt', 'empty', 'data.source']),
+    (['source=tokens:ids.bin', 'tokenizer=byte'], ['ids.bin', 'token 150 is 257', '257 ids']),
+    (['source=tokens:odd.bin', 'tokenizer=byte'], ['odd.bin', '3 bytes', 'data.source']),
+    (['source=tokens:ids.bin'], ['tokens:ids.bin', 'data.tokenizer', 'char']),
+    (['split=given'], ['text:text.txt', 'no split', 'data.split=position or document']),
+    (
+      ['chunks=sentences', 'sentence_end=etc.', 'min_length=2', 'max_length=8'],
+      ['data.sentence_end', "'c'", 'vocabulary'],
+    ),
+    (['chunks=sentences', 'min_length=2', 'max_length=8'], ['data.sentence_end', "'.'"]),
+    (['source=0*text:text.txt + 1*jsonl:good.jsonl'], ['data.source', '0*text:text.txt', 'weight']),
+    (['source=2*text:text.txt + jsonl:good.jsonl'], ['data.source', 'jsonl:good.jsonl', 'weight']),
+    (['tokenizer=gpt2', 'special_tokens=bos'], ['data.special_tokens', "'bos'", 'gpt2']),
+    (['tokenizer=hf:none.json'], ['none.json', 'data.tokenizer']),
+    (['tokenizer=hf:tokenizer.json'], ['tokenizer.json', 'not JSON']),
+  ],
+)
+def test_text_that_cannot_be_prepared(here, command, args, words):
+  _write_sources(here)
+  before = _files()
+  options = [f'--config.data.{arg}' for arg in args]
+  _assert_refused(command('train', *options, '--workdir=run'), words)
+  assert _files() == before
+  if any('source=' in arg or 'tokenizer=' in arg for arg in args):
+    assert not [path for path in here.glob('cache/*') if path.name[0] != '.'], 'a store was kept'
+
+
+def _flip(path):
+  data = bytearray(path.read_bytes())
+  data[100] ^= 1
+  path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+  ('damage', 'words'),
+  [
+    (_flip, ['SHA-256', 'tokens-00000.bin', 'between bytes 0 and']),
+    (lambda path: path.write_bytes(path.read_bytes()[:-2]), ['tokens-00000.bin', 'expected 960']),
+    (pathlib.Path.unlink, ['tokens-00000.bin is missing']),
+    (lambda path: _flip(path.with_name('manifest.json')), ['manifest.json']),
+    (lambda path: path.with_name('documents-00000.bin').unlink(), ['documents-00000.bin']),
+  ],
+)
+def test_tokens_that_are_damaged(here, command, damage, words):
+  assert command('prepare')[0] == 0
+  (store,) = pathlib.Path('cache').iterdir()
+  damage(store / 'tokens-00000.bin')
+  before = _files(but=None)
+  result = command('train', '--workdir=run')
+  _assert_refused(result, [*words, f'Delete {store} and prepare the text again'])
+  assert result[2].count('\n') == 1
+  assert _files(but=None) == before
 
 
 def test_without_network_the_vocabulary_of_gpt2_is_explained(here):

@@ -8,7 +8,7 @@ import sys
 import pytest
 from absl import flags
 
-from gpt_jax import cli, errors, sample, train
+from gpt_jax import cli, errors, prepare, sample, tokenize, train
 from gpt_jax import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -18,7 +18,8 @@ from gpt_jax import config as config_lib
 def get_config():
   return config_lib.Config(model=config_lib.ModelConfig(n_layer=3))
 """
-_COMMANDS = {'train': train, 'sample': sample}
+_COMMANDS = {'train': train, 'prepare': prepare, 'sample': sample, 'tokenize': tokenize}
+_WITH_CONFIG = {'train', 'prepare'}
 
 
 @pytest.fixture
@@ -170,6 +171,30 @@ def test_flags_of_the_wrong_type_are_told_together():
     assert word in str(e.value), word
 
 
+@pytest.mark.parametrize(
+  ('arg', 'value'),
+  [
+    ('--ids', True),
+    ('--noids', False),
+    ('--ids=true', True),
+    ('-ids=0', False),
+    ('--ids=maybe', None),
+    ('-ids=2', None),
+    ('--ids=', None),
+  ],
+)
+def test_a_switch_is_on_or_off(arg, value):
+  values = tokenize.define_flags()
+  if value is None:
+    with pytest.raises(errors.UserError) as e:
+      cli.parse(values, ['tokenize', arg], takes_config=False)
+    given = arg.partition('=')[2]
+    assert f'--ids: {given!r} must be true or false' in str(e.value)
+  else:
+    cli.parse(values, ['tokenize', arg], takes_config=False)
+    assert values.ids is value
+
+
 def test_without_a_config_those_at_hand_are_listed(tmp_path, monkeypatch):
   (tmp_path / 'configs').mkdir()
   (tmp_path / 'configs' / 'one.py').write_text(_CONFIG)
@@ -221,9 +246,20 @@ def test_a_key_misspelt_in_a_config_file_is_not_ignored(tmp_path):
   assert "'step'" in message or 'train.step:' in message
 
 
-@pytest.mark.parametrize('wrong', ['--config.model.n_layer=0', '--config=nonesuch.py', 'stray'])
-def test_a_mistake_ends_with_2_and_a_paragraph_before_jax_is_imported(config_file, wrong):
-  done, messages, imported = _imports('gpt_jax.train', f'--config={config_file}', wrong)
+@pytest.mark.parametrize(
+  ('command', 'wrong'),
+  [
+    ('train', '--config.model.n_layer=0'),
+    ('train', '--config=nonesuch.py'),
+    ('train', 'stray'),
+    ('prepare', '--config.data.tokenizer=chars'),
+    ('prepare', '--verify=maybe'),
+    ('tokenize', '--ids=maybe'),
+  ],
+)
+def test_a_mistake_ends_with_2_and_a_paragraph_before_jax_is_imported(config_file, command, wrong):
+  config = [f'--config={config_file}'] if command in _WITH_CONFIG else []
+  done, messages, imported = _imports(f'gpt_jax.{command}', *config, wrong)
   assert done.returncode == 2 and done.stdout == ''
   assert messages.startswith('error: ') and 'Traceback' not in messages
   assert 'gpt_jax.config' in imported
@@ -238,8 +274,8 @@ def test_help_tells_every_flag_and_key_before_jax_is_imported(command):
   words = done.stdout.split()
   assert {f'--{name}' for name in _COMMANDS[command].define_flags()} <= set(words)
   keys = {knob.key for knob in config_lib.knobs(config_lib.Config())}
-  assert keys & set(words) == (keys if command == 'train' else set())
-  assert ('--config' in words) == (command == 'train')
+  assert keys & set(words) == (keys if command in _WITH_CONFIG else set())
+  assert ('--config' in words) == (command in _WITH_CONFIG)
   assert all(len(line) <= 100 for line in done.stdout.splitlines())
 
 

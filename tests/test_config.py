@@ -51,8 +51,8 @@ def _with(values):
   """A default config with `values` (dotted key -> value) set."""
   config = config_lib.Config()
   for key, value in values.items():
-    section, name = key.split('.')
-    setattr(getattr(config, section), name, value)
+    section, _, name = key.rpartition('.')
+    setattr(getattr(config, section) if section else config, name, value)
   return config
 
 

@@ -5,9 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import gpt_jax
 
 _ROOT = pathlib.Path(gpt_jax.__file__).resolve().parents[1]
+_TFDS = _ROOT.parent / 'shared' / 'data' / 'tfds'
 
 # Tells each attempt to import PyTorch or TensorFlow, whether or not they are installed; to ask
 # whether they are is no attempt.
@@ -37,14 +40,16 @@ for name in names:
 print(*names)
 """
 
-_TRAIN_AND_SAMPLE = """
-from gpt_jax import cli, sample, train
+_PREPARE_TRAIN_AND_SAMPLE = """
+from gpt_jax import cli, prepare, sample, train
 
+sys.argv = ['prepare', '--config=mine.py', '--verify']
+cli.run(prepare.main, prepare.define_flags(), doc='', takes_config=True)
 sys.argv = ['train', '--config=mine.py', '--workdir=run']
 cli.run(train.main, train.define_flags(), doc='', takes_config=True)
 sys.argv = ['sample', '--model=run', '--max_new_tokens=5']
 cli.run(sample.main, sample.define_flags(), doc='', takes_config=False)
-print('BOTH RAN')
+print('ALL RAN', 'torch' in sys.modules, 'tensorflow' in sys.modules)
 """
 
 _CONFIG = """
@@ -53,7 +58,7 @@ from gpt_jax import config as config_lib
 def get_config():
   return config_lib.Config(
     model=config_lib.ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8),
-    data=config_lib.DataConfig(source='text:text.txt', tokenizer='char', cache_dir='cache'),
+    data=config_lib.DataConfig(source='SOURCE', tokenizer='char', cache_dir='cache'),
     train=config_lib.TrainConfig(steps=2, batch_size=8, eval_batches=1, tensorboard=True),
     optimizer=config_lib.OptimizerConfig(warmup_steps=0),
   )
@@ -85,11 +90,17 @@ def test_no_module_imports_torch_or_tensorflow(tmp_path):
   assert 'IMPORTED' not in out
 
 
-def test_neither_training_nor_sampling_imports_torch_or_tensorflow(tmp_path):
-  (tmp_path / 'mine.py').write_text(_CONFIG)
+@pytest.mark.parametrize('source', ['text:text.txt', 'tfds:tiny_shakespeare'])
+def test_no_command_imports_torch_or_tensorflow(tmp_path, monkeypatch, source):
+  if source.startswith('tfds:'):
+    if not (_TFDS / 'tiny_shakespeare').is_dir():
+      pytest.skip(f'no real data: {_TFDS}/tiny_shakespeare is not there')
+    monkeypatch.setenv('TFDS_DATA_DIR', str(_TFDS))
+  (tmp_path / 'mine.py').write_text(_CONFIG.replace('SOURCE', source))
   (tmp_path / 'text.txt').write_text('some text to learn from\n' * 20)
-  out = _run(_WATCH + _TRAIN_AND_SAMPLE, tmp_path)
-  assert 'BOTH RAN' in out and list((tmp_path / 'run' / 'tensorboard').iterdir())
+  out = _run(_WATCH + _PREPARE_TRAIN_AND_SAMPLE, tmp_path)
+  assert 'ALL RAN False False' in out and list((tmp_path / 'run' / 'tensorboard').iterdir())
+  assert f'{source}: ' in out and 'all is as it was written' in out
   assert 'IMPORTED' not in out
 
 

@@ -82,6 +82,18 @@ def test_train_and_sample_as_the_readme_shows(tmp_path: pathlib.Path) -> None:
   (sample,) = (words for words in python_commands() if words[0] == 'gpt_jax.sample')
   text = run_command([*python, *sample, f'--model={run}', '--max_new_tokens=5'])
   assert text.count('The ') >= 3
+  for module in ('convert', 'evaluate'):
+    (other,) = (words for words in python_commands() if words[0] == f'gpt_jax.{module}')
+    output = tmp_path / module
+    run_command(
+      [
+        *python,
+        *other,
+        f'--model={run}',
+        f'--{"output" if module == "convert" else "json"}={output}',
+      ]
+    )
+    assert output.exists()
   (block,) = re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL)
   code = block.replace('runs/quickstart', str(run)).replace(
     'max_new_tokens=100', 'max_new_tokens=3'

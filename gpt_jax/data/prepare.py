@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gpt_jax import config, errors
-from gpt_jax.data import ready, sides, sources, store, store_writer, tokenizers, workers
+from gpt_jax.data import sources, store, tokenizers
+from gpt_jax.data.batches import sides
+from gpt_jax.data.store import encoding, ready, workers, writer
 
 Check = Callable[[], None]
 # Called now and then with what is done, the bytes done and in all, and what was written just now.
-Progress = Callable[[str, int, int, store_writer.Counts], None]
+Progress = Callable[[str, int, int, encoding.Counts], None]
 _LOCK_SECONDS = 0.2
 _COUNT_CHARACTERS = 1 << 22  # looked at between two messages
 _PROCESS_BYTES = 4 << 20  # of text that are worth the start of a process, half a second
@@ -49,16 +51,23 @@ class Prepared:
     """A hash of the tokens of each source, by its spec."""
     return {source.spec: source.content_hash for source in self.sources}
 
-  def verify(self, progress: Progress | None) -> None:
-    """Reads all tokens; raises `UserError` if they aren't what was written."""
+  def verify(self, progress: Progress | None, check: Check | None = None) -> None:
+    """Reads all tokens; raises `UserError` if they aren't what was written.
+
+    Args:
+      progress: See `Progress`.
+      check: Called between shards.
+    """
     total = sum(source.num_bytes for source in self.sources)
     done = 0
 
     def tell(num_bytes: int) -> None:
       nonlocal done
       done += num_bytes
+      if check:
+        check()
       if progress:
-        progress('verifying the tokens', done, total, store_writer.Counts())
+        progress('verifying the tokens', done, total, encoding.Counts())
 
     for source in self.sources:
       source.verify(tell)
@@ -78,6 +87,7 @@ def prepare(data: config.DataConfig, *, progress: Progress | None, check: Check 
   Raises:
     UserError: A source isn't sound, a kept store is damaged, or the cache can't be written.
   """
+  workers.forbid_nesting()
   mixture = sources.parse_mixture(data.source)
   weights = tuple(weight for weight, _ in mixture if weight is not None)
   texts = [
@@ -164,7 +174,7 @@ class _Job:
         f'{self._data.source} has tokens only: name the tokenizer that made them, as gpt2.'
       )
     for text in missing:
-      if kept := store_writer.kept_tokenizer(self._part_folder(text)):
+      if kept := writer.kept_tokenizer(self._part_folder(text)):
         return kept
     parts = [part for text in self._texts for part in text.parts]
     total: collections.Counter[str] = collections.Counter()
@@ -177,11 +187,8 @@ class _Job:
         size, counts = message
         total.update(counts)
         done[number] = min(done[number] + size, parts[number].size)
-      self._tell('counting the vocabulary', done, parts, store_writer.Counts())
-    tokenizer = tokenizers.build(self._data, total)
-    for text in missing:
-      store_writer.keep_tokenizer(self._part_folder(text), tokenizer)
-    return tokenizer
+      self._tell('counting the vocabulary', done, parts, encoding.Counts())
+    return tokenizers.build(self._data, total)
 
   def _write(self, text: sources.Source, tokenizer: tokenizers.Tokenizer) -> None:
     place, folder = self._places[text.spec], self._part_folder(text)
@@ -192,8 +199,10 @@ class _Job:
           folder.rmdir()  # made anew after the other process was done with it
         return
       folder.mkdir(exist_ok=True)  # the one that was waited for may have given up
+      if tokenizers.needs_counts(self._data):
+        writer.keep_tokenizer(folder, tokenizer)
       self._write_parts(text, folder, tokenizer)
-      notes = [store_writer.read_note(folder, number) for number in range(len(text.parts))]
+      notes = [writer.read_note(folder, number) for number in range(len(text.parts))]
       manifest = _manifest(text, tokenizer, [note for note in notes if note])
       again = sources.open_source(text.spec, text_field=self._data.text_field)
       if again.fingerprint != text.fingerprint or not manifest.tokens:
@@ -204,16 +213,16 @@ class _Job:
           else f'{text.spec} is empty: it has no text to learn from; name another '
           '--config.data.source.'
         )
-      store_writer.publish(folder, place, manifest)
+      writer.publish(folder, place, manifest)
 
   def _write_parts(
     self, text: sources.Source, folder: pathlib.Path, tokenizer: tokenizers.Tokenizer
   ) -> None:
     """Writes the shards that aren't there yet."""
-    todo = [n for n in range(len(text.parts)) if store_writer.read_note(folder, n) is None]
+    todo = [n for n in range(len(text.parts)) if writer.read_note(folder, n) is None]
     processes = self._processes([text.parts[number] for number in todo])
     tasks = [
-      store_writer.Task(
+      writer.Task(
         folder=folder,
         number=number,
         part=text.parts[number],
@@ -224,9 +233,9 @@ class _Job:
       for number in todo
     ]
     done = [0 if number in todo else part.size for number, part in enumerate(text.parts)]
-    what, nothing = f'encoding {text.spec}', store_writer.Counts()
+    what, nothing = f'encoding {text.spec}', encoding.Counts()
     self._tell(what, done, text.parts, nothing)
-    for task_number, counts in self._run(store_writer.write_part, tasks, processes):
+    for task_number, counts in self._run(writer.write_part, tasks, processes):
       number = todo[task_number]
       size = text.parts[number].size
       done[number] = min(done[number] + counts.characters, size) if counts else size
@@ -245,7 +254,7 @@ class _Job:
     what: str,
     done: Sequence[int],
     parts: Sequence[sources.Part],
-    counts: store_writer.Counts,
+    counts: encoding.Counts,
   ) -> None:
     if self._progress:
       self._progress(what, sum(done), sum(part.size for part in parts), counts)
@@ -271,9 +280,9 @@ def _count(data: config.DataConfig, part: sources.Part) -> Iterator[_Counted]:
 
 
 def _manifest(
-  text: sources.Source, tokenizer: tokenizers.Tokenizer, notes: Sequence[store_writer.Note]
+  text: sources.Source, tokenizer: tokenizers.Tokenizer, notes: Sequence[writer.Note]
 ) -> store.Manifest:
-  total = store_writer.Counts()
+  total = encoding.Counts()
   for note in notes:
     total = total.plus(note.counts)
   return store.Manifest(

@@ -1,12 +1,15 @@
 """How far the preparation of a text is: a bar on a terminal, nothing elsewhere."""
 
+import shutil
 import sys
 import time
 from typing import Self
 
 import tqdm
 
-from gpt_jax.data import store_writer
+from gpt_jax.data.store import encoding
+
+_NUMBERS_WIDTH = 58  # columns for the share, the bar, the time left and the rates
 
 
 class Bar:
@@ -18,7 +21,7 @@ class Bar:
   """
 
   def __init__(self) -> None:
-    self.written = store_writer.Counts()
+    self.written = encoding.Counts()
     self.seconds = 0.0
     self._what = ''
     self._bar: tqdm.tqdm | None = None
@@ -31,7 +34,7 @@ class Bar:
     if self._bar is not None:
       self._bar.close()
 
-  def show(self, what: str, done: int, total: int, counts: store_writer.Counts) -> None:
+  def show(self, what: str, done: int, total: int, counts: encoding.Counts) -> None:
     """Moves the bar: `done` of `total` bytes of `what`; `counts` were written just now."""
     if what != self._what or self._bar is None:
       self._start(what, done, total)
@@ -40,8 +43,8 @@ class Bar:
       self.written = self.written.plus(counts)
       self.seconds = time.monotonic() - self._began
       self._bar.set_postfix_str(
-        f'{self.written.documents / self.seconds:,.0f} documents/s, '
-        f'{self.written.tokens / self.seconds:,.0f} tokens/s',
+        f'{_rate(self.written.documents / self.seconds)} documents/s, '
+        f'{_rate(self.written.tokens / self.seconds)} tokens/s',
         refresh=False,
       )
     self._bar.update(done - self._bar.n)
@@ -52,14 +55,16 @@ class Bar:
     if not self.written.tokens:
       self._began = time.monotonic()
     self._what = what
+    room = shutil.get_terminal_size().columns - _NUMBERS_WIDTH
     self._bar = tqdm.tqdm(
-      desc=what,
+      desc=what if len(what) <= room else f'{what[: room - 1]}…',
       total=total,
       initial=done,
-      unit='B',
-      unit_scale=True,
       dynamic_ncols=True,
       disable=not sys.stderr.isatty(),
-      bar_format='{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} '
-      '[{elapsed}<{remaining}{postfix}]',
+      bar_format='{l_bar}{bar}| {remaining} left{postfix}',
     )
+
+
+def _rate(per_second: float) -> str:
+  return str(tqdm.tqdm.format_sizeof(per_second))

@@ -10,7 +10,8 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax import errors, stopping
-from gpt_jax.data import batches, chunks, prepare, progress, tokenizers
+from gpt_jax.data import batches, prepare, progress, tokenizers
+from gpt_jax.data.batches import chunks
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import program as program_lib
 from gpt_jax.training import step as step_lib
@@ -24,7 +25,7 @@ def load(data: config_lib.DataConfig, stop: stopping.StopRequest) -> prepare.Pre
   with progress.Bar() as bar:
     prepared = prepare.prepare(data, progress=bar.show, check=stop.check)
     if data.verify:
-      prepared.verify(bar.show)
+      prepared.verify(bar.show, stop.check)
   return prepared
 
 

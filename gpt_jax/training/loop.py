@@ -16,6 +16,7 @@ from gpt_jax.training import checkpoints as checkpoints_lib
 from gpt_jax.training import console as console_lib
 from gpt_jax.training import feed, perf, plot, preflight
 from gpt_jax.training import metrics as metrics_lib
+from gpt_jax.training import origin as origin_lib
 from gpt_jax.training import program as program_lib
 from gpt_jax.training import step as step_lib
 from gpt_jax.training import workdir as workdir_lib
@@ -36,6 +37,9 @@ def train(config: config_lib.Config, workdir: workdir_lib.Workdir) -> None:
     config = resolve(config, prepared.tokenizer)
     workdir.check(config)
     text = feed.cut(config, prepared)
+    origin = origin_lib.open_origin(config.init_from) if config.init_from else None
+    if origin:
+      origin.check(config.model, prepared.tokenizer)
     processes.set_up(config.mesh)
     program = program_lib.build(config)
     preflight.announce(program, prepared, text, workdir)
@@ -45,7 +49,7 @@ def train(config: config_lib.Config, workdir: workdir_lib.Workdir) -> None:
     checkpoints = stack.enter_context(
       checkpoints_lib.Checkpoints(workdir.checkpoints, keep=config.train.keep_checkpoints)
     )
-    state, step = start_state(program, checkpoints)
+    state, step = start_state(program, checkpoints, origin)
     log = metrics_lib.MetricsLog(
       workdir.metrics,
       resume_step=step,
@@ -79,13 +83,18 @@ def resolve(config: config_lib.Config, tokenizer: tokenizers.Tokenizer) -> confi
 
 
 def start_state(
-  program: program_lib.Program, checkpoints: checkpoints_lib.Checkpoints
+  program: program_lib.Program,
+  checkpoints: checkpoints_lib.Checkpoints,
+  origin: origin_lib.Origin | None,
 ) -> tuple[step_lib.TrainState, int | None]:
-  """The newest saved state and its step, or a new state and None."""
+  """The newest saved state and its step, or a new state, from `origin` if it is given, and None."""
   steps = checkpoints.steps()
-  if not steps:
-    return program.init(), None
-  return checkpoints.restore(steps[-1], program.state), steps[-1]
+  if steps:
+    return checkpoints.restore(steps[-1], program.state), steps[-1]
+  state = program.init()
+  if origin:
+    state = state._replace(params=origin.params(program.state.params))
+  return state, None
 
 
 class Run:

@@ -2,37 +2,12 @@
 
 import functools
 import http.server
-import pathlib
 import threading
 
 import pytest
 
-from gpt_jax import config, errors
+from gpt_jax import config
 from gpt_jax.data import prepare, sources, tokenizers
-from gpt_jax.data.tokenizers import bpe
-
-_SHARED = pathlib.Path(__file__).resolve().parents[2].parent / 'shared' / 'data'
-
-
-@pytest.fixture(scope='session')
-def shared_data():
-  """The folder with real, prepared data that may lie beside the checkout."""
-  if not _SHARED.is_dir():
-    pytest.skip(f'no real data: {_SHARED} is not there')
-  return _SHARED
-
-
-@pytest.fixture(scope='session')
-def vocabulary():
-  """Makes GPT-2's vocabulary be found, for the rest of the session."""
-  with pytest.MonkeyPatch.context() as patch:
-    if (_SHARED / 'tiktoken').is_dir():
-      patch.setenv('TIKTOKEN_CACHE_DIR', str(_SHARED / 'tiktoken'))
-    try:
-      bpe.find_merges()
-    except errors.UserError as e:
-      pytest.skip(f'no GPT-2 vocabulary: {e}')
-    yield
 
 
 @pytest.fixture(scope='session')

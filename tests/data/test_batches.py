@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gpt_jax import config
-from gpt_jax.data import batches, chunks, order, stream
+from gpt_jax.data import batches
+from gpt_jax.data.batches import chunks, order, stream
 
 KINDS = ('windows', 'partition', 'packed', 'sentences')
 _L = 16

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from gpt_jax import config, errors
-from gpt_jax.data import chunks, stream
+from gpt_jax.data.batches import chunks, stream
 
 START, PADDING = 7, 9
 _FIRST_ID = 100  # Ids from here on tell the address of a token.

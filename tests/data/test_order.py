@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gpt_jax.data import order
+from gpt_jax.data.batches import order
 
 seeds = st.integers(0, 2**70)
 keys = st.lists(seeds, min_size=1, max_size=3).map(tuple)

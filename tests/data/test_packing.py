@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gpt_jax.data import packing
+from gpt_jax.data.batches import packing
 
 
 @st.composite

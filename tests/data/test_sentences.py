@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gpt_jax.data import sentences, stream
+from gpt_jax.data.batches import sentences, stream
 
 ENDS = (1, 7)
 

@@ -1,12 +1,14 @@
 """The two sides of a corpus: they hold all of it, and nothing twice."""
 
+import dataclasses
+
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from gpt_jax import config, errors
-from gpt_jax.data import sides, stream
+from gpt_jax.data.batches import sides, stream
 
 
 def make(lengths, splits=None, shard_of=None, seed=0):
@@ -62,6 +64,19 @@ def test_by_position_the_end_is_for_validation():
   train, val = make([4, 6, 10]).sides(config.DataConfig(split='position', val_fraction=0.25))
   assert train.spans.tolist() == [[0, 15]] and val.spans.tolist() == [[15, 20]]
   assert documents(train) == [(0, 4), (4, 10), (10, 20)] and documents(val) == []
+  train, val = make([7]).sides(config.DataConfig(split='position', val_fraction=0.25))
+  assert train.spans.tolist() == [[0, 5]] and val.spans.tolist() == [[5, 7]]
+
+
+def test_the_hash_at_the_limit_is_for_training():
+  whole = dataclasses.replace(
+    make([1, 1]),
+    documents=lambda: sides.Documents(
+      np.array([1, 2], np.int64), np.array([2**62, 2**62 - 1], np.uint64)
+    ),
+  )
+  train, val = whole.sides(config.DataConfig(split='document', val_fraction=0.25))
+  assert (documents(train), documents(val)) == ([(0, 1)], [(1, 2)])
 
 
 def test_documents_go_to_the_side_of_their_hash_whatever_else_there_is():
@@ -96,5 +111,6 @@ def test_a_given_split_is_taken_as_it_is(splits, train, val):
 
 @pytest.mark.parametrize('splits', [[''], ['train'], ['validation'], ['other']])
 def test_a_split_that_is_not_given_is_named(splits):
-  with pytest.raises(errors.UserError, match='data.split=position or document'):
+  found = splits[0] or 'none'
+  with pytest.raises(errors.UserError, match=f'{found}.*data.split=position or document'):
     make([2], splits=splits).sides(config.DataConfig(split='given'))

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from gpt_jax import errors
 from gpt_jax.data import store
+from gpt_jax.data.store import encoding, writer
+from gpt_jax.data.tokenizers import char
 
 _TEXT = st.text(st.characters(exclude_categories=['Cs']))
 
@@ -19,8 +21,10 @@ _TEXT = st.text(st.characters(exclude_categories=['Cs']))
 @pytest.fixture(scope='module')
 def kept(prepare_parts, tmp_path_factory):
   """A store of three shards, of which the first has more than one checksum."""
-  parts = [['ab' * 600_000, 'c'], ['second shard', 'of two'], ['third']]
-  return prepare_parts(parts, tmp_path_factory.mktemp('kept')).sources[0]
+  parts = [['c', 'ab' * 600_000], ['second shard', 'of two'], ['third']]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(encoding, '_BATCH_CHARACTERS', 1)
+    return prepare_parts(parts, tmp_path_factory.mktemp('kept')).sources[0]
 
 
 @hypothesis.settings(max_examples=25, deadline=None)
@@ -65,6 +69,24 @@ def test_each_document_ends_with_the_end_of_text(prepare_parts, tmp_path):
   assert kept.tokens.read(0, 5).tolist() == [97, 98, 256, 99, 256]
 
 
+def test_an_hf_tokenizer_sees_a_document_whole(prepare_parts, tmp_path, monkeypatch):
+  """Such a tokenizer may do anything where two pieces meet."""
+  seen = []
+
+  class Uncut(char.ByteTokenizer):
+    cuts = False
+
+    def encode(self, text):
+      seen.append(text)
+      return super().encode(text)
+
+  monkeypatch.setattr(writer, '_tokenizer', lambda description: Uncut())
+  parts = [[['one', b' \xfftwo', b' three\xff'], ['x\ufffd', b'\xff\xff'], 'y']]
+  (kept,) = prepare_parts(parts, tmp_path, invalid_utf8='replace').sources
+  assert seen == ['one \ufffdtwo three\ufffd', 'x\ufffd\ufffd\ufffd', 'y']
+  assert kept.manifest.invalid_utf8 == 4
+
+
 @pytest.mark.parametrize(('vocab_size', 'dtype'), [(65_536, np.uint16), (65_537, np.uint32)])
 def test_the_type_is_the_smallest_that_holds_the_vocabulary(
   prepare_parts, tmp_path, vocab_size, dtype
@@ -84,9 +106,28 @@ def test_equal_documents_have_equal_hashes_wherever_they_are(prepare_parts, tmp_
   assert hashes[1] == hashes[4] == hashes[5]
 
 
-def test_a_document_in_pieces_is_one(prepare_parts, tmp_path):
-  whole = prepare_parts([['one two three', 'x']], tmp_path / 'a').sources[0]
-  pieces = prepare_parts([[['one', ' two', ' three'], 'x']], tmp_path / 'b').sources[0]
+def test_the_hash_of_a_document_is_the_documented_one(prepare_parts, tmp_path):
+  (hashed,) = prepare_parts([['abc']], tmp_path).sources[0].tokenized().documents().hashes.tolist()
+  ids = np.array([97, 98, 99], '<u4')
+  digest = hashlib.blake2b(ids.tobytes(), digest_size=8).digest()
+  assert hashed == int.from_bytes(digest, 'little')
+
+
+@pytest.mark.parametrize(
+  ('kind', 'specials'), [('byte', ''), ('byte', 'bos'), ('char', 'bos eos'), ('word', '')]
+)
+def test_a_document_in_pieces_is_one(prepare_parts, tmp_path, monkeypatch, kind, specials):
+  monkeypatch.setattr(encoding, '_BATCH_CHARACTERS', 3)
+  knobs = {'tokenizer': kind, 'special_tokens': specials, 'min_frequency': 1}
+  whole = prepare_parts([['one two three', 'x']], tmp_path / 'a', **knobs).sources[0]
+  parts = [[['', 'one', ' two', '', ' three'], 'x']]
+  written: list = []
+  pieces = prepare_parts(
+    parts, tmp_path / 'b', progress=lambda *args: written.append(args[3]), **knobs
+  ).sources[0]
+  assert any(counts.tokens and not counts.documents for counts in written), 'held until its end'
+  assert sum(counts.tokens for counts in written) == pieces.manifest.tokens
+  assert pieces.manifest.empty_documents == 0
   assert pieces.tokens.read(0, len(pieces.tokens)).tolist() == (
     whole.tokens.read(0, len(whole.tokens)).tolist()
   )
@@ -125,15 +166,23 @@ def _open_and_verify(folder):
   store.Store.open(folder).verify(None)
 
 
-def test_a_flipped_bit_is_named_with_file_and_place(kept, tmp_path):
+@pytest.mark.parametrize(
+  ('place', 'words'),
+  [
+    (3, 'between bytes 0 and 1,048,576'),
+    ((1 << 20) + 17, 'between bytes 1,048,576 and 2,097,152'),
+    (-1, 'between bytes 2,097,152 and 3,145,728'),
+  ],
+)
+def test_a_flipped_bit_is_named_with_file_and_place(kept, tmp_path, place, words):
   folder = _copy(kept, tmp_path / 's')
   path = folder / 'tokens-00000.bin'
   data = bytearray(path.read_bytes())
-  data[(1 << 20) + 17] ^= 4
+  data[place] ^= 4
   path.write_bytes(data)
   with pytest.raises(errors.UserError) as e:
     _open_and_verify(folder)
-  assert str(path) in str(e.value) and 'between bytes 1,048,576 and 2,097,152' in str(e.value)
+  assert str(path) in str(e.value) and words in str(e.value)
   assert f'Delete {folder}' in str(e.value)
 
 
@@ -170,17 +219,70 @@ def _resealed(folder, **changes):
   path.write_text(json.dumps(dataclasses.asdict(manifest)))
 
 
-def test_an_id_outside_the_vocabulary_is_named_with_its_position(prepare_parts, tmp_path):
+def test_an_id_outside_the_vocabulary_is_named_with_its_position(
+  prepare_parts, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(store, 'CHECKSUM_BYTES', 4)
   (kept,) = prepare_parts([['abcdef']], tmp_path).sources
   (shard,) = kept.manifest.shards
   path = kept.directory / shard.file
   tokens = np.fromfile(path, '<u2')
-  tokens[3] = 257
+  tokens[[3, 5]] = 257, 300
   tokens.tofile(path)
   digest = hashlib.sha256(tokens.tobytes()).hexdigest()
   _resealed(kept.directory, shards=[dataclasses.replace(shard, sha256=digest)])
   with pytest.raises(errors.UserError, match='id 257 at position 3, and ids end at 256'):
     _open_and_verify(kept.directory)
+
+
+def test_a_hash_that_was_changed_is_told_from_tokens_that_were(kept, tmp_path):
+  folder = _copy(kept, tmp_path / 's')
+  first, *others = kept.manifest.shards
+  _resealed(folder, shards=[dataclasses.replace(first, sha256='0' * 64), *others])
+  with pytest.raises(errors.UserError, match='tokens-00000.bin.*the hash itself was changed'):
+    _open_and_verify(folder)
+
+
+@pytest.mark.parametrize('ends', [[4, 2], [2, 3], [0, 4], [2, 5]])
+def test_documents_that_cannot_be_are_named(prepare_parts, tmp_path, ends):
+  (kept,) = prepare_parts([['a', 'b']], tmp_path).sources
+  (shard,) = kept.manifest.shards
+  path = kept.directory / shard.documents_file
+  table = np.fromfile(path, store.DOCUMENT)
+  table['end'] = ends
+  table.tofile(path)
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  _resealed(kept.directory, shards=[dataclasses.replace(shard, documents_sha256=digest)])
+  with pytest.raises(errors.UserError, match=shard.documents_file):
+    _open_and_verify(kept.directory)
+
+
+def test_the_content_hash_is_of_the_tokens_and_their_order(prepare_parts, tmp_path):
+  def content_hash(name, parts, **knobs):
+    return prepare_parts(parts, tmp_path / name, **knobs).sources[0].content_hash
+
+  first = content_hash('a', [['ab'], ['c']])
+  assert first == content_hash('b', [['ab'], ['c']], splits=['train', 'test'])
+  others = [
+    content_hash('c', [['c'], ['ab']]),
+    content_hash('d', [['ab'], ['d']]),
+    content_hash('e', [['ab']]),
+    content_hash('f', [['xy'], ['z']]),
+    content_hash('g', [['ab'], ['c']], tokenizer='char'),
+  ]
+  assert len({first, *others}) == 6
+  assert others[-1] == content_hash('h', [['a', 'b'], ['c']], tokenizer='char')
+
+
+def test_a_summary_counts_what_was_left_out_and_replaced(prepare_parts, tmp_path):
+  parts = [['a', '', b'\xff\xffx', '', '']]
+  (kept,) = prepare_parts(parts, tmp_path / 'a', invalid_utf8='replace').sources
+  assert kept.summary() == (
+    'text:made.txt: 2 documents, 4 characters, 10 tokens, 3 empty documents left out, '
+    '2 places that are not UTF-8 replaced'
+  )
+  (plain,) = prepare_parts([['a']], tmp_path / 'b').sources
+  assert plain.summary() == 'text:made.txt: 1 documents, 1 characters, 2 tokens'
 
 
 def test_a_wrong_type_is_noticed(kept, tmp_path):

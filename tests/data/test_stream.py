@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gpt_jax.data import stream
+from gpt_jax.data.batches import stream
 
 
 @st.composite

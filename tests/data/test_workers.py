@@ -4,11 +4,12 @@ import functools
 import multiprocessing
 import operator
 import os
+import signal
 
 import pytest
 
 from gpt_jax import errors
-from gpt_jax.data import workers
+from gpt_jax.data.store import workers
 
 # What a process calls must be importable there, hence these compositions of library functions.
 _SPELL = iter  # a generator of the letters of a task
@@ -63,6 +64,13 @@ def test_a_process_that_dies_is_told():
   with pytest.raises(errors.UserError, match='ended with code 9'):
     collect(die, [[os._exit]], 2)
   assert not multiprocessing.active_children()
+
+
+def test_processes_leave_ctrl_c_to_their_parent_and_end_in_silence(capfd):
+  ask = functools.partial(map, signal.getsignal)
+  messages, _ = collect(ask, [[signal.SIGINT]] * 3, 2)
+  assert messages == {i: [signal.SIG_IGN] for i in range(3)}
+  assert tuple(capfd.readouterr()) == ('', '')
 
 
 def test_how_many_processes():

@@ -172,11 +172,13 @@ def test_batches_come_in_order_and_are_made_ahead():
       asked.set()
     return number
 
-  stream = feed.ahead(make, range(5))
+  numbers = iter(range(9))
+  stream = feed.ahead(make, numbers)
   assert next(stream) == 0
   assert asked.wait(10), 'none is made ahead'
-  assert list(stream) == [1, 2, 3, 4]
-  assert made == [0, 1, 2, 3, 4]
+  assert next(numbers) == 3, 'two are made ahead, and no more'
+  assert list(stream) == [1, 2, 4, 5, 6, 7, 8]
+  assert made == [0, 1, 2, 4, 5, 6, 7, 8]
   assert list(feed.ahead(make, [])) == []
 
 
@@ -198,6 +200,80 @@ def test_one_that_stops_early_leaves_no_thread():
   assert next(stream) == 0
   stream.close()
   assert threading.active_count() == before
+
+
+def test_text_is_verified_before_a_run_unless_that_is_not_wanted(tmp_path, source):
+  config = make_config(tmp_path, 'windows', source)
+  load(config)
+  (path, *_) = (tmp_path / 'cache').glob('*/tokens-00000.bin')
+  path.write_bytes(b'\xff' + path.read_bytes()[1:])
+  with pytest.raises(errors.UserError, match=f'SHA-256 of {path}'):
+    load(config)
+  config.data.verify = False
+  load(config)
+
+
+def test_a_stop_ends_the_encoding(tmp_path, source):
+  with stopping.StopRequest() as stop:
+    stop.requested = True
+    with pytest.raises(errors.Stopped):
+      feed.load(make_config(tmp_path, 'windows', source).data, stop)
+
+
+def test_a_batch_has_the_rows_of_its_number(tmp_path, source):
+  config = make_config(tmp_path, 'windows', source, data=4, fsdp=2)
+  config.train.batch_size = 16
+  text, program = load(config), program_lib.build(config)
+  for i in range(3):
+    numbers = np.arange(16 * i, 16 * (i + 1))
+    for batch, rows in [
+      (text.train_batch(program, i), text.train.train_rows(numbers)),
+      (text.val_batch(program, i), text.val.val_rows(numbers, total=16 * 3)),
+    ]:
+      assert np.array_equal(np.concatenate(batch.inputs_ABL), rows.inputs)
+      assert np.array_equal(np.concatenate(batch.targets_ABL), rows.targets)
+
+
+def test_the_mixture_has_the_weights_and_the_seed_of_the_config(tmp_path, source):
+  config = make_config(tmp_path, 'windows', source)
+  rows = [load(config).train.train_rows(np.arange(400)).inputs]
+  assert load(config).train.weights == load(config).val.weights == (3, 1)
+  config.data.seed = 1
+  rows.append(load(config).train.train_rows(np.arange(400)).inputs)
+  assert not np.array_equal(*rows)
+
+
+def test_each_side_has_its_own_text(tmp_path):
+  (tmp_path / 'text.txt').write_text('a' * 300 + 'b' * 100)
+  config = make_config(tmp_path, 'windows', f'text:{tmp_path}/text.txt')
+  config.data.split, config.data.val_fraction, config.train.batch_size = 'position', 0.25, 16
+  text, program = load(config), program_lib.build(config)
+  assert set(np.unique(text.train_batch(program, 0).inputs_ABL)) == {ord('a')}
+  assert set(np.unique(text.val_batch(program, 0).inputs_ABL)) <= {ord('b'), 256}
+
+
+@pytest.mark.parametrize(
+  ('tokenizer', 'specials', 'start', 'padding'),
+  [
+    ('byte', '', 256, 256),
+    ('byte', 'bos', 257, 256),
+    ('char', '', None, 0),
+    ('char', 'bos', 2, 0),
+    ('char', 'bos eos pad', 2, 4),
+  ],
+)
+def test_special_tokens_open_and_fill_packed_rows(tmp_path, tokenizer, specials, start, padding):
+  lines = [json.dumps({'text': 'ab' * (4 + i % 4)}) for i in range(60)]
+  (tmp_path / 'ab.jsonl').write_text('\n'.join(lines))
+  config = make_config(tmp_path, 'packed', f'jsonl:{tmp_path}/ab.jsonl')
+  config.data.tokenizer, config.data.special_tokens = tokenizer, specials
+  config.data.split = 'position'
+  rows = load(config).train.train_rows(np.arange(40))
+  begins = np.diff(rows.segments, axis=1, prepend=0) > 0
+  opened = set(np.unique(rows.inputs[begins]).tolist())
+  assert opened == {start} if start is not None else 0 in opened
+  assert set(np.unique(rows.inputs[rows.segments == 0]).tolist()) <= {padding}
+  assert (rows.segments == 0).any()
 
 
 def test_the_end_of_a_sentence_must_be_a_token(tmp_path, source):

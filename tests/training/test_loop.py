@@ -22,19 +22,7 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 STEPS = 12
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compile_once(tmp_path_factory: pytest.TempPathFactory) -> collections.abc.Iterator[None]:
-  """Nearly all runs here are of one program: compile it once."""
-  options = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-  }
-  before = {name: getattr(jax.config, name) for name in options}
-  for name, value in options.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures('compile_once')
 
 
 @pytest.fixture(scope='module')

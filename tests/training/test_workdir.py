@@ -39,6 +39,7 @@ _OTHER = {
   'data.chunks': 'packed',
   'data.split': 'document',
   'data.source': 'text:x',
+  'init_from': 'x',
   'data.cache_dir': 'x',
   'data.val_fraction': 0.5,
   'model.attention': 'xla',
@@ -58,8 +59,8 @@ def _with(values):
   config.model.vocab_size = 257
   config.data.tokenizer = 'byte'
   for key, value in values.items():
-    section, name = key.split('.')
-    setattr(getattr(config, section), name, value)
+    section, _, name = key.rpartition('.')
+    setattr(getattr(config, section) if section else config, name, value)
   return config
 
 

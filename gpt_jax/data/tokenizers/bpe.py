@@ -50,18 +50,34 @@ def gpt2(path: str = '') -> tiktoken.Encoding:
 def mergeable_ranks(merges: bytes) -> dict[bytes, int]:
   """Token bytes -> id, from the contents of `vocab.bpe`.
 
-  The file spells each byte as one printable character: itself if it is printable, else one from
-  U+0100 on. The ids are the bytes in that order, then the merges in the order of their lines
+  The ids are the bytes in the order of `_spelling`, then the merges in the order of their lines
   (Radford et al. 2019, the released code).
   """
+  byte_of = str.maketrans({char: chr(b) for b, char in _spelling().items()})
+  return {
+    token.translate(byte_of).encode('latin-1'): rank
+    for token, rank in spelled_vocabulary(merges).items()
+    if rank != END_OF_TEXT
+  }
+
+
+def spelled_vocabulary(merges: bytes) -> dict[str, int]:
+  """Token as the files spell it -> id, from the contents of `vocab.bpe`: that of `encoder.json`."""
+  tokens = list(_spelling().values())
+  tokens += [line.replace(' ', '') for line in merges.decode().splitlines()[1:]]  # behind a version
+  return {token: i for i, token in enumerate([*tokens, openai_public.ENDOFTEXT])}
+
+
+def _spelling() -> dict[int, str]:
+  """Byte -> the character that spells it: itself if it is printable, else one from U+0100 on."""
   printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != ' ']
-  order = printable + [b for b in range(256) if b not in printable]
-  spelling = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
-  byte_of = str.maketrans(dict(zip(spelling, map(chr, order), strict=True)))
-  ranks = {bytes([b]): rank for rank, b in enumerate(order)}
-  for line in merges.decode().splitlines()[1:]:  # the first line states a version
-    ranks[line.replace(' ', '').translate(byte_of).encode('latin-1')] = len(ranks)
-  return ranks
+  others = [b for b in range(256) if b not in printable]
+  return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
+
+
+def is_gpt2(merges: bytes) -> bool:
+  """Whether these are the contents of the published `vocab.bpe`."""
+  return not _mismatch(merges)
 
 
 def find_merges(path: str = '') -> bytes:

@@ -9,8 +9,8 @@ import functools
 
 import numpy as np
 
-from gpt_jax.data import chunks as chunks_lib
-from gpt_jax.data import order
+from gpt_jax.data.batches import chunks as chunks_lib
+from gpt_jax.data.batches import order
 
 
 @dataclasses.dataclass(frozen=True)

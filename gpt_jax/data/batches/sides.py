@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax import errors
-from gpt_jax.data import stream
+from gpt_jax.data.batches import stream
 
 _VALIDATION = ('validation', 'test')  # splits to validate on: the first that the source has
 

@@ -1,6 +1,7 @@
 """Work shared out among processes: tasks in, results in the order of the tasks out."""
 
 import collections
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from gpt_jax import errors
 
 _POLL_SECONDS = 0.1
+_NAME = 'gpt_jax-worker'
 
 Task = TypeVar('Task')
 Message = TypeVar('Message')
@@ -19,6 +21,15 @@ Message = TypeVar('Message')
 def wanted(processes: int) -> int:
   """How many processes `data.processes` asks for: 0 stands for one a core."""
   return processes or os.cpu_count() or 1
+
+
+def forbid_nesting() -> None:
+  """Raises `UserError` in a process that `run` has started: it would wait for its parent."""
+  if multiprocessing.current_process().name == _NAME:
+    raise errors.UserError(
+      'a process that was started to encode text runs the whole program again: in a program of '
+      "your own, training belongs behind if __name__ == '__main__'."
+    )
 
 
 def run(
@@ -56,14 +67,14 @@ def run(
   try:
     for _ in range(min(processes, len(tasks))):
       ours, theirs = context.Pipe()
-      process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+      process = context.Process(target=_serve, name=_NAME, args=(theirs, work), daemon=True)
       process.start()
       theirs.close()
       busy[ours] = (_hand_out(ours, waiting), process)
     while busy:
       for connection in _ready(busy):
         number, process = busy[connection]
-        done, message = _receive(connection, process)
+        done, message = _receive(connection, process, check)
         yield number, message
         if done and waiting:
           busy[connection] = (_hand_out(connection, waiting), process)
@@ -91,16 +102,18 @@ def _call(check: Callable[[], None] | None) -> None:
 def _hand_out(connection: Any, waiting: collections.deque[tuple[int, Any]]) -> int:
   """Gives the next task to a process and returns its number."""
   number, task = waiting.popleft()
-  connection.send(task)
+  with contextlib.suppress(BrokenPipeError):  # it has died: the next message says so
+    connection.send(task)
   return number
 
 
-def _receive(connection: Any, process: Any) -> tuple[bool, Any]:
+def _receive(connection: Any, process: Any, check: Callable[[], None] | None) -> tuple[bool, Any]:
   """Whether a task is done, else a message of it; raises what the process raised."""
   try:
     done, message = connection.recv()
-  except EOFError as e:
+  except (EOFError, ConnectionResetError) as e:
     process.join()
+    _call(check)  # the signal that ended it, as of `timeout`, may have been for all of us
     raise errors.UserError(
       f'a process that worked on the text ended with code {process.exitcode} (-9: killed, as for '
       'want of memory): run again to go on, with fewer --config.data.processes; in a program of '

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt_jax.data import stream
+from gpt_jax.data.batches import stream
 
 _TOKENS_AT_ONCE = 1 << 22
 

@@ -20,7 +20,8 @@ from typing import Any, Self
 import numpy as np
 
 from gpt_jax import errors
-from gpt_jax.data import sides, stream, tokenizers
+from gpt_jax.data import tokenizers
+from gpt_jax.data.batches import sides, stream
 
 FORMAT_VERSION = 2
 MANIFEST = 'manifest.json'

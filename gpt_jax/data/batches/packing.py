@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt_jax.data import stream
+from gpt_jax.data.batches import stream
 
 _DOCUMENTS_AT_ONCE = 1 << 20
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gpt_jax.data import sides, stream, tokenizers
+from gpt_jax.data import tokenizers
+from gpt_jax.data.batches import sides, stream
 from gpt_jax.data.sources import token_files
 
 _SCHEME = 'tokens:'
@@ -64,7 +65,9 @@ class ReadyTokens:
     for file in self.files:
       start = 0
       for end in self._ends(file.tokens):
-        ids = file.tokens[start:end].astype(np.uint32)
+        # As in a store, of the text alone.
+        text = end - (file.tokens[end - 1] == self.tokenizer.end_of_text)
+        ids = file.tokens[start:text].astype(np.uint32)
         digest = hashlib.blake2b(ids.data, digest_size=8).digest()
         ends.append(first + end)
         hashes.append(int.from_bytes(digest, 'little'))

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from gpt_jax import config, errors
-from gpt_jax.data import packing, sentences, stream
+from gpt_jax.data.batches import packing, sentences, stream
 
 IGNORED = -1  # The target where nothing is to be predicted.
 

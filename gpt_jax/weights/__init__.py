@@ -1,0 +1,1 @@
+"""GPT-2 weights in the forms in which they are published, in and out."""
