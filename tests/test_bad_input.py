@@ -96,11 +96,11 @@ def _as_typed(name, *args, cwd, driver=None, **env):
 
 
 def _files(folder='.', *, but='cache'):
-  """Each path below `folder` with its content, and when it was written."""
+  """Each path below `folder` with its content, and when it was written; Python's cache aside."""
   return {
     path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
     for path in pathlib.Path(folder).rglob('*')
-    if path.parts[0] != but
+    if path.parts[0] != but and '__pycache__' not in path.parts
   }
 
 
