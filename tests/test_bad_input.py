@@ -171,7 +171,7 @@ def _write_sources(folder):
     (['split=given'], ['text:text.txt', 'no split', 'data.split=position or document']),
     (
       ['chunks=sentences', 'sentence_end=etc.', 'min_length=2', 'max_length=8'],
-      ['data.sentence_end', "'c'", 'vocabulary'],
+      ['data.sentence_end', "'etc.'", 'vocabulary'],
     ),
     (['chunks=sentences', 'min_length=2', 'max_length=8'], ['data.sentence_end', "'.'"]),
     (['source=0*text:text.txt + 1*jsonl:good.jsonl'], ['data.source', '0*text:text.txt', 'weight']),

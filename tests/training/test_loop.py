@@ -216,6 +216,7 @@ def test_another_signal_ends_at_once(
 ) -> None:
   def twice() -> None:
     os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(stopping, '_ECHO_SECONDS', -1)
     os.kill(os.getpid(), signal.SIGINT)
 
   at_step(monkeypatch, 2, twice)

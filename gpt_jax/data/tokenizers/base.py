@@ -77,9 +77,13 @@ class Tokenizer(Protocol):
           f'--config.data.special_tokens={token}'
         )
       return special
-    found = self.encode(token).tolist()
+    nowhere = f'{token!r} is not in the vocabulary of the {self.kind} tokenizer'
+    try:
+      found = self.encode(token).tolist()
+    except errors.UserError as e:
+      raise errors.UserError(nowhere) from e
     if found == [self.unknown]:
-      raise errors.UserError(f'{token!r} is not in the vocabulary of the {self.kind} tokenizer')
+      raise errors.UserError(nowhere)
     if len(found) != 1:
       raise errors.UserError(
         f'{token!r} is {len(found)} tokens of the {self.kind} tokenizer {found[:10]}; it must be 1'
