@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -11,20 +10,17 @@ import os
 import pathlib
 import re
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gpt_jax import config, errors
 from gpt_jax.data import sources, store, tokenizers
 from gpt_jax.data.batches import sides
-from gpt_jax.data.store import encoding, ready, workers, writer
+from gpt_jax.data.store import encoding, locking, ready, workers, writer
 
 Check = Callable[[], None]
 # Called now and then with what is done, the bytes done and in all, and what was written just now.
 Progress = Callable[[str, int, int, encoding.Counts], None]
-_LOCK_SECONDS = 0.2
 _COUNT_CHARACTERS = 1 << 22  # looked at between two messages
 _PROCESS_BYTES = 4 << 20  # of text that are worth the start of a process, half a second
 
@@ -193,7 +189,7 @@ class _Job:
   def _write(self, text: sources.Source, tokenizer: tokenizers.Tokenizer) -> None:
     place, folder = self._places[text.spec], self._part_folder(text)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, self._check):
+    with locking.locked(folder, self._check):
       if place.exists():
         with contextlib.suppress(OSError):
           folder.rmdir()  # made anew after the other process was done with it
@@ -295,33 +291,3 @@ def _manifest(
     shards=[note.shard for note in notes if note.shard],
     **total._asdict(),
   )
-
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path, check: Check | None) -> Iterator[None]:
-  """A context that one process at a time is in, and that a process that dies leaves.
-
-  Two at once would only do the work twice: what they write is the same, and appears whole.
-  """
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    told = False
-    with contextlib.suppress(OSError):  # some network file systems can't
-      while not _try_lock(descriptor):
-        if not told:
-          print('another process is encoding this text; waiting for it', file=sys.stderr)
-        told = True
-        if check:
-          check()
-        time.sleep(_LOCK_SECONDS)
-    yield
-  finally:
-    os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-  try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return False
-  return True
