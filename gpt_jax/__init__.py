@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 __version__ = '0.1.0'
 
 
-def load(path: 'str | os.PathLike[str]') -> 'text.TextModel':
+def load(path: 'str | os.PathLike[str]', *, dtype: str = 'auto') -> 'text.TextModel':
   """The model at `path`; see `gpt_jax.loading.load`."""
   from gpt_jax import loading
 
-  return loading.load(path).model
+  return loading.load(path, dtype=dtype).model

@@ -1,12 +1,15 @@
 """The thin shell around every command: flags, --help, messages and exit codes. No JAX in here."""
 
+import contextlib
 import difflib
+import io
 import logging
+import os
 import pathlib
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
@@ -53,6 +56,19 @@ def run(
     sys.exit(STOPPED)
   except KeyboardInterrupt:
     sys.exit(_KILLED_BY_SIGINT)
+
+
+@contextlib.contextmanager
+def output() -> Iterator[None]:
+  """A context in which standard output is UTF-8, and ends quietly when nobody reads it any more."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(encoding='utf-8')  # whatever the locale: tokens are any characters
+  try:
+    yield
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # Python flushes once more at its exit, which nobody shall hear of.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(flag_values: flags.FlagValues, argv: list[str], *, takes_config: bool) -> None:

@@ -62,6 +62,13 @@ class ModelConfig:
   scan_layers: bool = _knob(
     False, 'Compile one block and scan it over the layers: faster to compile, slower to run.'
   )
+  lora_rank: int = _knob(
+    0,
+    'Rank of low-rank adapters (LoRA) beside the linear layers of the blocks, which alone are '
+    'trained then; 0 trains all parameters.',
+    at_least=0,
+  )
+  lora_alpha: float = _knob(16.0, 'Adapters count lora_alpha / lora_rank.', above=0)
 
   @property
   def padded_vocab_size(self) -> int:
@@ -193,6 +200,61 @@ class MeshConfig:
     'models, and each holds a copy of the parameters.',
     at_least=1,
   )
+
+
+@dataclasses.dataclass(slots=True)
+class GenerationConfig:
+  """How text is generated: the options of `gpt_jax.sample` and of `generate` and `stream`."""
+
+  max_new_tokens: int = _knob(
+    500,
+    'Tokens to add to each prompt; beyond the context it slides.',
+    at_least=1,
+    at_most=2**31 - 1,
+  )
+  min_new_tokens: int = _knob(0, 'Tokens before which no text ends.', at_least=0)
+  temperature: float = _knob(
+    0.8, 'Below 1 is bolder, above 1 wilder; 0: always the likeliest.', at_least=0, at_most=1e37
+  )
+  top_k: int = _knob(200, 'Draw from the k likeliest tokens only; 0: from all.', at_least=0)
+  top_p: float = _knob(
+    1.0, 'Draw from the likeliest tokens that have this probability together.', above=0, at_most=1
+  )
+  min_p: float = _knob(
+    0.0, 'Draw from tokens at least so likely, as a share of the likeliest.', at_least=0, at_most=1
+  )
+  typical_p: float = _knob(
+    1.0, 'Draw from the most typical tokens that have this probability.', above=0, at_most=1
+  )
+  repetition_penalty: float = _knob(
+    1.0, 'Above 1 makes tokens of the prompt and the text rarer.', at_least=1e-3, at_most=1e3
+  )
+  presence_penalty: float = _knob(
+    0.0, 'Taken from the logits of tokens that the new text has.', at_least=-1e3, at_most=1e3
+  )
+  frequency_penalty: float = _knob(
+    0.0, 'The same, once for each time that it has them.', at_least=-1e3, at_most=1e3
+  )
+  no_repeat_ngram: int = _knob(
+    0, 'No so many tokens in a row come twice within the context; 0: they may.', at_least=0
+  )
+  num_beams: int = _knob(
+    1, 'Above 1: beam search with so many beams, without drawing.', at_least=1, at_most=1024
+  )
+  length_penalty: float = _knob(
+    1.0, 'Beams are compared by log-probability / length ** this.', at_least=-10, at_most=10
+  )
+  contrastive_alpha: float = _knob(
+    0.0,
+    'Above 0: contrastive search, which weighs likelihood against likeness to what came before, '
+    'among the top_k likeliest tokens (4 to 10 are usual).',
+    at_least=0,
+    at_most=1,
+  )
+  draft_tokens: int = _knob(
+    4, 'Tokens that a draft model guesses at a time, and one after them.', at_least=1, at_most=64
+  )
+  seed: int = _knob(0, 'Seed of the draws.', at_least=0, at_most=2**32 - 1)
 
 
 @dataclasses.dataclass(slots=True)

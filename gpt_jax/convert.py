@@ -35,7 +35,7 @@ def main(values: flags.FlagValues) -> None:
   from gpt_jax import loading  # slow to import: after the flags are known to be sound
   from gpt_jax.weights import huggingface
 
-  model = loading.load(values.model).model
+  model = loading.load(values.model, dtype='float32').model
   try:
     huggingface.write_model(output, model.config, model.params, model.tokenizer)
   except OSError as e:

@@ -63,9 +63,7 @@ def main(values: flags.FlagValues) -> None:
   """Loads the model, measures it and prints the results."""
   _check(values)
 
-  from gpt_jax import loading  # slow to import: after the flags are known to be sound
-  from gpt_jax.data import progress
-  from gpt_jax.data.store import encoding
+  from gpt_jax import loading, progress  # slow to import: after the flags are known to be sound
 
   loaded = loading.load(values.model)
   if loaded.model.tokenizer is None:
@@ -73,12 +71,8 @@ def main(values: flags.FlagValues) -> None:
       f'{values.model} has no tokenizer, and there is no text without: put its tokenizer.json there'
     )
   with progress.Bar() as bar:
-
-    def show(what: str, done: int, total: int) -> None:
-      bar.show(what, done, total, encoding.Counts())
-
     try:
-      task, result = _measure(loaded.model, values, show)
+      task, result = _measure(loaded.model, values, bar.show)
     except errors.UserError as e:
       raise errors.UserError(_own_options(str(e))) from e
   step = '' if loaded.step is None else f', step {loaded.step}'

@@ -26,7 +26,7 @@ def unknown_key(key: str) -> str:
 
 def problems(config: config_lib.Config) -> list[str]:
   """All that is wrong with `config`, a line each: key, bad value, what is allowed."""
-  by_key = {knob.key: list(_knob_problems(knob)) for knob in config_lib.knobs(config)}
+  by_key = {knob.key: list(knob_problems(knob)) for knob in config_lib.knobs(config)}
   found = [line for lines in by_key.values() for line in lines]
   # A rule between keys assumes that each is sound by itself.
   for keys, rule in _RULES:
@@ -35,7 +35,8 @@ def problems(config: config_lib.Config) -> list[str]:
   return found
 
 
-def _knob_problems(knob: config_lib.Knob) -> Iterator[str]:
+def knob_problems(knob: config_lib.Knob) -> Iterator[str]:
+  """What is wrong with a value by itself: type, choices, limits."""
   value, wanted = knob.value, knob.field.type
   if wanted is float and type(value) is int:
     value = float(value)
@@ -51,9 +52,10 @@ def _knob_problems(knob: config_lib.Knob) -> Iterator[str]:
     near = difflib.get_close_matches(value, choices, n=1)
     hint = f' (did you mean {near[0]}?)' if near else ''
     yield f'{knob.key}: {value!r} must be one of {", ".join(choices)}{hint}'
-  for limit, words, holds in knob.field.metadata['limits']:
-    if not holds(value, limit):
-      yield f'{knob.key}: {value} must be {words} {limit}'
+  limits = knob.field.metadata['limits']
+  if not all(holds(value, limit) for limit, _, holds in limits):
+    allowed = ' and '.join(f'{words} {limit}' for limit, words, _ in limits)
+    yield f'{knob.key}: {value} must be {allowed}'
 
 
 def _heads(config: config_lib.Config) -> Iterator[str]:
@@ -139,6 +141,14 @@ def _packed_cudnn(config: config_lib.Config) -> Iterator[str]:
     yield 'model.attention: cudnn cannot keep the documents of data.chunks=packed apart, xla can'
 
 
+def _lora(config: config_lib.Config) -> Iterator[str]:
+  rank, width = config.model.lora_rank, config.model.n_embd
+  if rank > width:
+    yield f'model.lora_rank: {rank} must be at most model.n_embd ({width})'
+  if rank and not config.init_from:
+    yield f'model.lora_rank: {rank} needs init_from, the weights that adapters are to adapt'
+
+
 _RULES: tuple[tuple[tuple[str, ...], Callable[[config_lib.Config], Iterator[str]]], ...] = (
   (('model.n_embd', 'model.n_head'), _heads),
   (('train.batch_size', 'train.gradient_accumulation'), _accumulation),
@@ -153,6 +163,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[config_lib.Config], Iterator[str]
   (('data.tokenizer', 'data.special_tokens'), _special_tokens),
   (('data.chunks', 'data.min_length', 'data.max_length', 'model.block_size'), _sentences),
   (('model.attention', 'data.chunks'), _packed_cudnn),
+  (('model.lora_rank', 'model.n_embd', 'init_from'), _lora),
 )
 
 

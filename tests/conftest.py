@@ -11,6 +11,8 @@ from gpt_jax import errors
 _DEVICES = '--xla_force_host_platform_device_count'
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# The user's cache is no place for what tests compile.
+os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
 if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=8'.strip()
 

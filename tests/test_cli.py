@@ -255,6 +255,7 @@ def test_a_key_misspelt_in_a_config_file_is_not_ignored(tmp_path):
     ('prepare', '--config.data.tokenizer=chars'),
     ('prepare', '--verify=maybe'),
     ('tokenize', '--ids=maybe'),
+    ('sample', '--top_k=few'),
   ],
 )
 def test_a_mistake_ends_with_2_and_a_paragraph_before_jax_is_imported(config_file, command, wrong):

@@ -178,6 +178,12 @@ _BROKEN_RULES = [
     'model.attention',
     'model.dropout=0',
   ),
+  ({'model.lora_rank': 8}, 'model.lora_rank', 'needs init_from'),
+  (
+    {'model.lora_rank': 13, 'model.n_embd': 12, 'init_from': 'weights/gpt2'},
+    'model.lora_rank',
+    'at most model.n_embd (12)',
+  ),
 ]
 
 
@@ -202,6 +208,8 @@ def test_a_rule_between_keys_is_told_beside_an_unrelated_problem(values, key, al
     {'mesh.data': -1},
     {'mesh.data': 3},
     {'model.attention': 'cudnn', 'model.dtype': 'bfloat16'},
+    {'model.lora_rank': 12, 'model.n_embd': 12, 'init_from': 'weights/gpt2'},
+    {'model.lora_alpha': 2.5, 'init_from': 'weights/gpt2'},
   ],
 )
 def test_what_keeps_the_rules_is_accepted(values):

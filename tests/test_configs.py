@@ -33,6 +33,7 @@ def _get(name):
 
 def test_all_configs_are_seen():
   assert {path.stem for path in FILES} >= {
+    'finetune_shakespeare',
     'gpt2_small',
     'gpt2_medium',
     'gpt2_large',
@@ -144,3 +145,36 @@ def test_shakespeare_configs_are_nanogpts(name, model, batch_size, steps, eval_b
   # nanoGPT prints the number of parameters without the position table.
   positions = config.model.block_size * config.model.n_embd
   assert round((gpt.parameter_count(config.model) - positions) / 1e6, 2) == millions
+
+
+def test_fine_tuning_is_nanogpts():
+  """config/finetune_shakespeare.py, of the smallest GPT-2."""
+  config = _get('finetune_shakespeare')
+  small = _get('gpt2_small').model
+  assert config.model == small
+  _holds(config.train, batch_size=32, gradient_accumulation=32, steps=20, eval_every=5)
+  assert config.train.batch_size * config.model.block_size == 32_768
+  # No checkpoint but of the best and of the end.
+  assert config.train.checkpoint_every >= config.train.steps
+  _holds(config.optimizer, learning_rate=3e-5, schedule='constant', warmup_steps=0)
+  _holds(config.optimizer, weight_decay=0.1, b1=0.9, b2=0.95, clip=1.0)
+  _holds(config.data, source='tfds:tiny_shakespeare', tokenizer='gpt2', val_fraction=0.1)
+  _holds(config.data, chunks='windows', split='position')
+  doc = _run(next(path for path in FILES if path.stem == 'finetune_shakespeare'))['__doc__']
+  assert f'--local-dir={config.init_from}\n' in doc
+  with_adapters = _get('finetune_shakespeare')
+  with_adapters.model.lora_rank = 8
+  validation.validate(with_adapters)
+
+
+@pytest.mark.parametrize('scan_layers', [False, True])
+def test_fine_tuning_with_adapters_lowers_at_its_real_size(scan_layers):
+  config = _get('finetune_shakespeare')
+  config.model.lora_rank, config.model.scan_layers = 8, scan_layers
+  with mock.patch.object(jax, 'device_count', return_value=1):
+    program = program_lib.build(config)
+  state, _ = jax.eval_shape(program.train_step, program.state, program.batch)
+  shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(s)] for s in (state, program.state)]
+  assert shapes[0] == shapes[1]
+  # 4 bytes for each of two moments of 1,179,648 parameters, and two counts of steps.
+  assert mesh_lib.per_device_bytes(program.state.opt_state) == 8 * 1_179_648 + 2 * 4

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt_jax import cli, config, evaluate, loading
+from gpt_jax import cli, config, evaluate, loading, progress
 
 TEXT = 'some text to learn from\n' * 4
 
@@ -118,6 +118,24 @@ def test_questions(command, tmp_path):
   assert found['task'] == 'lambada' and found['examples'] == 2
   assert found['perplexity'] == pytest.approx(math.exp(found['loss']))
   assert 'passages        2 (2 with' in out
+
+
+@pytest.mark.parametrize(
+  ('data', 'phases'),
+  [
+    ('text:text.txt', ['encoding the text', 'scoring tokens']),
+    ('hellaswag:h.jsonl', ['scoring endings']),
+    ('lambada:l.jsonl', ['scoring last words']),
+  ],
+)
+def test_each_phase_tells_its_progress(command, monkeypatch, data, phases):
+  told = []
+  monkeypatch.setattr(progress.Bar, 'show', lambda bar, *args: told.append(args))
+  assert command(f'--data={data}')[0] == 0
+  assert list(dict.fromkeys(what for what, _, _ in told)) == phases
+  assert all(0 <= done <= total for _, done, total in told)
+  last = {what: done == total for what, done, total in told}
+  assert all(last.values())
 
 
 @pytest.mark.parametrize(

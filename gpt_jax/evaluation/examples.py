@@ -97,6 +97,7 @@ def totals(
 ) -> list[Total]:
   """Scores rows, in their order; `progress` is called with how many are done."""
   done: dict[int, Total] = {}
+  progress(0)
   for number, scores in scorer.score(rows):
     log_prob = float(scores.log_probs.sum(dtype=np.float64))
     done[number] = Total(log_prob, len(scores.log_probs), bool(scores.greedy.all()))

@@ -122,6 +122,8 @@ def measure(
     for start, first, stop in windows(total, block_size=block_size, stride=stride)
   )
   nats, done = 0.0, 0
+  if progress:
+    progress('scoring tokens', 0, total - 1)  # the first result takes the longest
   for _, scores in scorer.score(rows):
     nats -= float(scores.log_probs.sum(dtype=np.float64))
     done += len(scores.log_probs)

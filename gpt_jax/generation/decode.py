@@ -1,200 +1,222 @@
-"""Continues one prompt N times, on the device, with a cache of keys and values.
+"""Prefill and decode: the pure functions that every way of generating is made of.
 
-A *window* is what the cache holds, up to `block_size` tokens. `prefill` takes its known tokens
-through the model at once, `decode` adds tokens one by one until the window is full. Then the last
-half of it becomes the prompt of the next window: a prefill for every half window, and however many
-tokens are asked for, each is predicted from at least half a window (or all there is, if less).
+A *window* is what the cache holds of each row: the known tokens, but for the last. `prefill` takes
+prompts of any lengths through the model at once, `decode` adds tokens one by one, on the device.
 
-Shapes in names: N samples, B = 1 or N, L length, M = block_size + 1, V vocabulary (padded).
+Shapes in names: U prompts, B rows (samples of the prompts), L length, M positions of the cache,
+V vocabulary (padded).
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gpt_jax import config as config_lib
-from gpt_jax.generation import logits as logits_lib
+from gpt_jax.generation import sampling as sampling_lib
 from gpt_jax.models import gpt
 
 
-class State(NamedTuple):
-  """Where N samples stand within a window.
+class Window(NamedTuple):
+  """What the model has seen of each row.
 
-  `tokens_NM` is known up to and including position `cache.length`, whose token the model has yet
-  to see: the cache is one behind, so that a full window still predicts the token after it.
+  A row's tokens are known up to and including position `cache.length_B`, whose token the model has
+  yet to see: the cache is one behind, so that a full one still predicts the token after it.
   """
 
   cache: gpt.KVCache
-  tokens_NM: jax.Array  # int32
-  ended_N: jax.Array  # bool: has produced end_of_text
-  produced: jax.Array  # int32 scalar: new tokens of each sample, over all windows
+  tokens_BM: jax.Array  # int32, M + 1 of them
 
 
-class Sampling(NamedTuple):
-  """How tokens are chosen; all of it may change without compiling anew."""
+class Text(NamedTuple):
+  """What has become of each row, over all its windows."""
 
-  seed: np.uint32
-  rows_N: np.ndarray  # int32: which sample of the seed each row is
-  temperature: np.float32
-  end_of_text: np.int32  # -1 where there is none
+  produced_B: jax.Array  # int32: new tokens
+  ended_B: jax.Array  # bool: nothing is added any more
+  log_probs_BM: jax.Array | None  # float32, at the places of the window's tokens; None: not asked
+  prompt_BV: jax.Array | None  # bool; see sampling.History
+  counts_BV: jax.Array | None  # int32
+
+
+class State(NamedTuple):
+  """All that a step of decoding changes."""
+
+  window: Window
+  text: Text
 
 
 def prefill(
   model: gpt.GPT,
   params: Any,
-  tokens_BL: jax.Array,
+  tokens_UL: jax.Array,
+  length_U: jax.Array,
+  rows_B: jax.Array,
   *,
-  length: jax.Array | int,
-  ended_N: jax.Array,
-  produced: jax.Array | int,
-) -> State:
-  """The state in which the first `length` tokens of a window are known.
+  size: int,
+) -> Window:
+  """A window that knows the prompts.
 
-  What follows them in `tokens_BL` is padding. No real position sees it: it comes later, the cache
-  is cut to the real length, and decoding overwrites it.
+  What follows a prompt in its row of `tokens_UL` is padding. No token sees it: it comes later, the
+  cache is cut to the real length, and decoding overwrites it.
 
   Args:
-    model: Its config decides the window.
-    params: The model's parameters.
-    tokens_BL: int32; with B = 1 all N samples start from this row, which is computed once.
-    length: Known tokens, 1 to L.
-    ended_N: Samples that are over.
-    produced: New tokens of each sample so far.
+    model: The model.
+    params: Its parameters.
+    tokens_UL: int32, L at most `size`.
+    length_U: Known tokens of each prompt, 1 to L.
+    rows_B: The prompt of each row. A prompt is computed once, however many rows start from it.
+    size: M, at least L. Static.
   """
-  config, (B, L), (N,) = model.config, tokens_BL.shape, ended_N.shape
-  cache = gpt.empty_cache(config, B)
   # XLA drops the logits, which nobody uses, from the program.
-  _, cache = _apply(model, params, tokens_BL, cache)
-  batch_axis = 1 if config.scan_layers else 0
-  layers = jax.tree.map(lambda x: jnp.repeat(x, N // B, batch_axis), cache.layers)
-  tokens_NM = jnp.zeros((N, config.block_size + 1), jnp.int32).at[:, :L].set(tokens_BL)
-  length, produced = jnp.asarray(length, jnp.int32), jnp.asarray(produced, jnp.int32)
-  return State(gpt.KVCache(layers, length - 1), tokens_NM, ended_N, produced)
+  _, cache = apply(model, params, tokens_UL, gpt.empty_cache(model.config, len(tokens_UL), size))
+  return window_of(cache, tokens_UL, length_U, rows_B, size=size)
+
+
+def window_of(
+  cache: gpt.KVCache, tokens_UL: jax.Array, length_U: jax.Array, rows_B: jax.Array, *, size: int
+) -> Window:
+  """The window of each row, from the cache of the prompts; arguments as of `prefill`."""
+  B, L = rows_B.size, tokens_UL.shape[1]
+  cache = gpt.take_rows(cache._replace(length_B=length_U - 1), rows_B)
+  tokens_BM = jnp.zeros((B, size + 1), jnp.int32).at[:, :L].set(tokens_UL[rows_B])
+  return Window(cache, tokens_BM)
+
+
+def empty_text(rows_B: jax.Array, prompt_BV: jax.Array | None, *, log_probs_of: int) -> Text:
+  """No new tokens yet.
+
+  Args:
+    rows_B: As many entries as there are rows.
+    prompt_BV: bool, the tokens of each prompt, if the sampling counts tokens.
+    log_probs_of: Positions to keep log-probabilities of, 0 for none. Static.
+  """
+  B = rows_B.size
+  return Text(
+    produced_B=jnp.zeros(B, jnp.int32),
+    ended_B=jnp.zeros(B, bool),
+    log_probs_BM=jnp.zeros((B, log_probs_of), jnp.float32) if log_probs_of else None,
+    prompt_BV=prompt_BV,
+    counts_BV=None if prompt_BV is None else jnp.zeros(prompt_BV.shape, jnp.int32),
+  )
 
 
 def decode(
   model: gpt.GPT,
   params: Any,
   state: State,
-  sampling: Sampling,
-  *,
-  steps: jax.Array | int,
-  top_k: int,
+  sampling: sampling_lib.Sampling,
+  copies_B: jax.Array,
+  goal: jax.typing.ArrayLike,
 ) -> State:
-  """Adds `steps` tokens to every sample, fewer if all of them end before.
+  """Adds tokens to every row until it has `goal` new ones or ends.
 
-  A sample that has ended goes on with `end_of_text`. New token t of row r is drawn with
-  fold_in(fold_in(key(seed), r), t), whatever the number of samples, tokens or windows.
+  New token t of the c-th copy of a prompt is drawn with fold_in(fold_in(key(seed), c), t), whatever
+  else is in the batch. A row ends with `end_of_text`, and where processors leave it no token.
 
   Args:
-    model: Its config decides the window.
-    params: The model's parameters.
-    state: With room for `steps` tokens: at most block_size - state.cache.length.
+    model: The model.
+    params: Its parameters.
+    state: With room in the window of each row that has not ended.
     sampling: How to choose.
-    steps: At least 0; may be traced.
-    top_k: Static; 0 keeps the whole vocabulary.
+    copies_B: int32, which copy of its prompt each row is, from 0.
+    goal: At least 0; may be traced.
   """
-  fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-  # Threefry draws the same for a row whatever the other rows; not every generator does.
-  keys_N = fold_in(jax.random.key(sampling.seed, impl='threefry2x32'), sampling.rows_N)
-  goal = state.produced + steps
+  keys_B = sampling_lib.row_keys(sampling.seed, copies_B)
 
-  def unfinished(state: State) -> jax.Array:
-    return (state.produced < goal) & ~state.ended_N.all()
+  def active(state: State) -> jax.Array:
+    return (state.text.produced_B < goal) & ~state.text.ended_B
 
   def add_token(state: State) -> State:
-    position = state.cache.length
-    token_N1 = jax.lax.dynamic_slice_in_dim(state.tokens_NM, position, 1, axis=1)
-    logits_N1V, cache = _apply(model, params, token_N1, state.cache)
-    logits_NV = logits_lib.temperature(logits_N1V[:, 0], sampling.temperature)
-    if top_k:
-      logits_NV = logits_lib.top_k(logits_NV, top_k)
-    step_keys_N = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_N, state.produced)
-    token_N = logits_lib.sample(logits_NV, step_keys_N)
-    token_N = jnp.where(state.ended_N, sampling.end_of_text, token_N)
-    tokens_NM = jax.lax.dynamic_update_slice_in_dim(
-      state.tokens_NM, token_N[:, None], position + 1, axis=1
-    )
-    ended_N = token_N == sampling.end_of_text
-    return State(cache, tokens_NM, ended_N, state.produced + 1)
+    logits_BV, state = next_logits(model, params, state)
+    choices_BV = processed(sampling, state, logits_BV)
+    token_keys_B = sampling_lib.token_keys(keys_B, state.text.produced_B)
+    token_B = sampling_lib.draw(sampling, choices_BV, token_keys_B)
+    return add(sampling, state, token_B, active(state), logits_BV, choices_BV)
 
-  return jax.lax.while_loop(unfinished, add_token, state)
+  return jax.lax.while_loop(lambda state: active(state).any(), add_token, state)
 
 
-def _apply(
+def next_logits(model: gpt.GPT, params: Any, state: State) -> tuple[jax.Array, State]:
+  """Logits of the token after the known ones, and the state in whose cache the last of them is.
+
+  The cache's `length_B` stays: `add` moves it on.
+  """
+  window = state.window
+  position_B = window.cache.length_B
+  token_B1 = jnp.take_along_axis(window.tokens_BM, position_B[:, None], axis=1)
+  logits_B1V, cache = apply(model, params, token_B1, window.cache)
+  cache = cache._replace(length_B=position_B)
+  return logits_B1V[:, 0], state._replace(window=window._replace(cache=cache))
+
+
+def processed(sampling: sampling_lib.Sampling, state: State, logits_BV: jax.Array) -> jax.Array:
+  """The logits that the next token of each row is drawn from."""
+  window, text = state
+  history = sampling_lib.History(
+    window.tokens_BM,
+    window.cache.length_B + 1,
+    text.produced_B,
+    text.prompt_BV,
+    text.counts_BV,
+  )
+  return sampling_lib.process(sampling, logits_BV, history)
+
+
+def add(
+  sampling: sampling_lib.Sampling,
+  state: State,
+  token_B: jax.Array,
+  where_B: jax.Array,
+  logits_BV: jax.Array,
+  choices_BV: jax.Array,
+) -> State:
+  """The state with one more token in each row of `where_B`, or ended where none was possible.
+
+  Args:
+    sampling: How the token was chosen.
+    state: In whose cache the token before is, as `next_logits` gives it.
+    token_B: int32.
+    where_B: bool; other rows stay as they are.
+    logits_BV: What the model said.
+    choices_BV: The same, processed.
+  """
+  (cache, tokens_BM), text = state
+  possible_B = choices_BV.max(-1) > -jnp.inf
+  added_B = where_B & possible_B
+  place_B = cache.length_B + 1
+  text = _with_token(text, token_B, added_B, place_B, logits_BV)
+  ends_B = ~possible_B | (token_B == sampling.end_of_text)
+  text = text._replace(ended_B=text.ended_B | (where_B & ends_B))
+  tokens_BM = put(tokens_BM, token_B, place_B, added_B)
+  cache = cache._replace(length_B=cache.length_B + added_B)
+  return State(Window(cache, tokens_BM), text)
+
+
+def _with_token(
+  text: Text, token_B: jax.Array, added_B: jax.Array, place_B: jax.Array, logits_BV: jax.Array
+) -> Text:
+  """`text` with one more token in the rows of `added_B`, whose model's logits are given."""
+  log_probs_BM, counts_BV = text.log_probs_BM, text.counts_BV
+  if log_probs_BM is not None:
+    all_BV = jax.nn.log_softmax(logits_BV)
+    chosen_B = jnp.take_along_axis(all_BV, token_B[:, None], axis=1)[:, 0]
+    log_probs_BM = put(log_probs_BM, chosen_B, place_B, added_B)
+  if counts_BV is not None:
+    rows_B = jnp.arange(token_B.size)
+    counts_BV = counts_BV.at[rows_B, token_B].add(added_B.astype(jnp.int32))
+  produced_B = text.produced_B + added_B
+  return text._replace(produced_B=produced_B, log_probs_BM=log_probs_BM, counts_BV=counts_BV)
+
+
+def put(array_BM: jax.Array, value_B: jax.Array, place_B: jax.Array, where_B: jax.Array) -> Any:
+  """`array_BM` with `value_B` at `place_B`, in the rows of `where_B`."""
+  nowhere = array_BM.shape[1]
+  place_B = jnp.where(where_B, place_B, nowhere)
+  return array_BM.at[jnp.arange(place_B.size), place_B].set(value_B, mode='drop')
+
+
+def apply(
   model: gpt.GPT, params: Any, tokens_BL: jax.Array, cache: gpt.KVCache
 ) -> tuple[jax.Array, gpt.KVCache]:
+  """The model after what `cache` holds: logits_BLV and the cache with L more positions."""
   result: Any = model.apply({'params': params}, tokens_BL, cache=cache)
   return result
-
-
-class Decoder:
-  """`prefill` and `decode`, compiled for one model.
-
-  Both are compiled for each number of samples, `prefill` also for each power of two that a prompt
-  is padded to, `decode` for each `top_k`; for nothing else, lengths included.
-  """
-
-  def __init__(self, config: config_lib.ModelConfig):
-    self._block_size = config.block_size
-    model = gpt.GPT(config)
-    self._prefill = jax.jit(functools.partial(prefill, model))
-    self._decode = jax.jit(
-      functools.partial(decode, model), static_argnames='top_k', donate_argnames='state'
-    )
-
-  def __call__(
-    self,
-    params: Any,
-    prompt_L: np.ndarray,
-    *,
-    rows_N: np.ndarray,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    seed: int,
-    end_of_text: int | None,
-  ) -> np.ndarray:
-    """Continues `prompt_L` once for each of `rows_N`.
-
-    A row's tokens depend on (seed, row, prompt) alone, as far as the rounding of matrix products,
-    which may differ with the number of rows, doesn't tip a draw.
-
-    Args:
-      params: The model's parameters.
-      prompt_L: Token ids, 1 to `block_size` of them.
-      rows_N: Which samples of the seed to draw, at least one.
-      max_new_tokens: New tokens of a sample, at least 1; beyond the window it slides, see above.
-      temperature: As `logits.temperature`.
-      top_k: As `logits.top_k`, 0 for off.
-      seed: 0 to 2**32 - 1.
-      end_of_text: The token that ends a sample, if there is one.
-
-    Returns:
-      int32 (N, at most `max_new_tokens`), fewer if all samples end before; a sample that ends
-      before the others is filled up with `end_of_text`.
-    """
-    end = np.int32(-1 if end_of_text is None else end_of_text)
-    sampling = Sampling(np.uint32(seed), rows_N.astype(np.int32), np.float32(temperature), end)
-    context_BL, ended_N, produced = prompt_L[None], np.zeros(len(rows_N), bool), 0
-    windows = []
-    while produced < max_new_tokens and not ended_N.all():
-      L = context_BL.shape[1]
-      state = self._prefill(
-        params, self._padded(context_BL), length=L, ended_N=ended_N, produced=produced
-      )
-      steps = min(max_new_tokens - produced, self._block_size + 1 - L)
-      state = self._decode(params, state, sampling, steps=steps, top_k=top_k)
-      tokens_NM, ended_N, total = jax.device_get((state.tokens_NM, state.ended_N, state.produced))
-      windows.append(tokens_NM[:, L : L + total - produced])
-      context_BL, produced = tokens_NM[:, -max(1, self._block_size // 2) :], int(total)
-    return np.concatenate(windows, axis=1)
-
-  def _padded(self, tokens_BL: np.ndarray) -> np.ndarray:
-    """`tokens_BL`, int32, filled up to a power of two (or the window) with token 0."""
-    L = tokens_BL.shape[1]
-    bucket = min(1 << (L - 1).bit_length(), self._block_size)
-    return np.pad(tokens_BL.astype(np.int32), ((0, 0), (0, bucket - L)))

@@ -4,7 +4,7 @@ Pre-LayerNorm blocks, learned positions, tanh-approximated GELU, output layer ti
 embedding. Parameters keep the names of the published checkpoint.
 
 Shapes in names: B batch, L length, M cached length, D width (n_embd), H heads, K head width,
-F hidden width (4 D), V vocabulary (padded).
+N heads × batch (H major), F hidden width (4 D), V vocabulary (padded).
 """
 
 import functools
@@ -15,25 +15,31 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gpt_jax import config as config_lib
+from gpt_jax.models import lora
 
 _INIT_STD = 0.02
 _LAYER_NORM_EPS = 1e-5
 
 
 class LayerCache(NamedTuple):
-  """Keys and values of one block, for the M positions of the context."""
+  """Keys and values of one block, for M positions.
 
-  k_BMHK: jax.Array
-  v_BMHK: jax.Array
+  Heads and batch are one axis: of a batch of 1, XLA's CPU backend would copy the whole cache in
+  each step (1.5 against 4.3 ms a token of gpt2_small at M = 256). Heads come first, so that an axis
+  that is cut along heads stays cut.
+  """
+
+  k_NMK: jax.Array
+  v_NMK: jax.Array
 
 
 class KVCache(NamedTuple):
-  """What decoding remembers: a `LayerCache` for each block and how many positions are filled."""
+  """What decoding remembers: a `LayerCache` for each block, and what of it is filled."""
 
   layers: (
     Any  # a list of LayerCache; one LayerCache with a leading layer axis if layers are scanned
   )
-  length: jax.Array  # int32 scalar
+  length_B: jax.Array  # int32: positions filled; what lies behind them doesn't count
 
 
 class CausalSelfAttention(nn.Module):
@@ -46,7 +52,7 @@ class CausalSelfAttention(nn.Module):
     self,
     x_BLD: jax.Array,
     cache: LayerCache | None,
-    start: jax.Array | int,
+    start_B: jax.Array | None,
     segments_BL: jax.Array | None,
     deterministic: bool,
   ) -> tuple[jax.Array, LayerCache | None]:
@@ -56,19 +62,15 @@ class CausalSelfAttention(nn.Module):
     q_BLHK, k_BLHK, v_BLHK = (
       y.reshape(B, L, cfg.n_head, cfg.head_width) for y in jnp.split(qkv, 3, axis=-1)
     )
-    if cache is not None:
-      cache = LayerCache(
-        jax.lax.dynamic_update_slice_in_dim(cache.k_BMHK, k_BLHK, start, axis=1),
-        jax.lax.dynamic_update_slice_in_dim(cache.v_BMHK, v_BLHK, start, axis=1),
-      )
-      k_BLHK, v_BLHK = cache
-    if cache is None and cfg.attention == 'cudnn':
+    if cache is not None and start_B is not None:
+      y_BLHK, cache = _attend_cached(q_BLHK, k_BLHK, v_BLHK, cache, start_B)
+    elif cfg.attention == 'cudnn':
       y_BLHK = jax.nn.dot_product_attention(
         q_BLHK, k_BLHK, v_BLHK, is_causal=True, implementation='cudnn'
       )
     else:
       drop = nn.Dropout(cfg.dropout, deterministic=deterministic)
-      y_BLHK = _attend(q_BLHK, k_BLHK, v_BLHK, start, segments_BL, drop)
+      y_BLHK = _attend(q_BLHK, k_BLHK, v_BLHK, segments_BL, drop)
     y_BLD = _dense(cfg, D, std=_residual_std(cfg), name='c_proj')(y_BLHK.reshape(B, L, D))
     return nn.Dropout(cfg.dropout, deterministic=deterministic)(y_BLD), cache
 
@@ -77,24 +79,56 @@ def _attend(
   q_BLHK: jax.Array,
   k_BMHK: jax.Array,
   v_BMHK: jax.Array,
-  start: jax.Array | int,
   segments_BL: jax.Array | None,
   drop: nn.Dropout,
 ) -> jax.Array:
-  """softmax(q k / sqrt(K)) v, query i at position start + i; the softmax in float32.
+  """softmax(q k / sqrt(K)) v over earlier positions (M is L); the softmax in float32.
 
-  With segments (then M is L), each position sees those of its own segment only.
+  With segments, each position sees those of its own segment only.
   """
-  L, M, K = q_BLHK.shape[1], k_BMHK.shape[1], q_BLHK.shape[-1]
+  L, K = q_BLHK.shape[1], q_BLHK.shape[-1]
   scores_BHLM = jnp.einsum('BLHK,BMHK->BHLM', q_BLHK * K**-0.5, k_BMHK)
-  seen = jnp.arange(M) <= start + jnp.arange(L)[:, None]
+  seen = jnp.arange(L) <= jnp.arange(L)[:, None]
   if segments_BL is not None:
     # Padding sees padding: a softmax over nothing would be NaN.
     same_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
     seen = (seen & same_BLM)[:, None]
-  scores_BHLM = jnp.where(seen, scores_BHLM.astype(jnp.float32), -jnp.inf)
-  weights_BHLM = drop(jax.nn.softmax(scores_BHLM).astype(v_BMHK.dtype))
+  weights_BHLM = drop(_softmax(scores_BHLM, seen).astype(v_BMHK.dtype))
   return jnp.einsum('BHLM,BMHK->BLHK', weights_BHLM, v_BMHK)
+
+
+def _attend_cached(
+  q_BLHK: jax.Array,
+  k_BLHK: jax.Array,
+  v_BLHK: jax.Array,
+  cache: LayerCache,
+  start_B: jax.Array,
+) -> tuple[jax.Array, LayerCache]:
+  """Attention of L more positions of each sequence, which `start_B` others precede."""
+  B, L, H, K = q_BLHK.shape
+  q_NLK, k_NLK, v_NLK = (
+    y.transpose(2, 0, 1, 3).reshape(H * B, L, K) for y in (q_BLHK, k_BLHK, v_BLHK)
+  )
+  start_N = jnp.tile(start_B, H)
+  cache = LayerCache(_written(cache.k_NMK, k_NLK, start_N), _written(cache.v_NMK, v_NLK, start_N))
+  scores_NLM = jnp.einsum('NLK,NMK->NLM', q_NLK * K**-0.5, cache.k_NMK)
+  M = scores_NLM.shape[-1]
+  seen_NLM = jnp.arange(M) <= start_N[:, None, None] + jnp.arange(L)[:, None]
+  weights_NLM = _softmax(scores_NLM, seen_NLM).astype(v_NLK.dtype)
+  y_NLK = jnp.einsum('NLM,NMK->NLK', weights_NLM, cache.v_NMK)
+  return y_NLK.reshape(H, B, L, K).transpose(1, 2, 0, 3), cache
+
+
+def _written(cache_NMK: jax.Array, new_NLK: jax.Array, start_N: jax.Array) -> jax.Array:
+  """The cache with `new_NLK` at positions `start_N` and on."""
+  return jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(
+    cache_NMK, new_NLK, start_N
+  )
+
+
+def _softmax(scores: jax.Array, seen: jax.Array) -> jax.Array:
+  """Over the last axis in float32, 0 where not `seen`."""
+  return jax.nn.softmax(jnp.where(seen, scores.astype(jnp.float32), -jnp.inf))
 
 
 class MLP(nn.Module):
@@ -121,13 +155,13 @@ class Block(nn.Module):
     self,
     x_BLD: jax.Array,
     cache: LayerCache | None,
-    start: jax.Array | int,
+    start_B: jax.Array | None,
     segments_BL: jax.Array | None,
     deterministic: bool,
   ) -> tuple[jax.Array, LayerCache | None]:
     cfg = self.config
     y_BLD, cache = CausalSelfAttention(cfg, name='attn')(
-      _layer_norm(cfg, 'ln_1')(x_BLD), cache, start, segments_BL, deterministic
+      _layer_norm(cfg, 'ln_1')(x_BLD), cache, start_B, segments_BL, deterministic
     )
     x_BLD = x_BLD + y_BLD
     x_BLD = x_BLD + MLP(cfg, name='mlp')(_layer_norm(cfg, 'ln_2')(x_BLD), deterministic)
@@ -138,7 +172,8 @@ class GPT(nn.Module):
   """The language model: token ids to logits.
 
   Parameters: `wte`, `wpe`, `h_0` … `h_{n_layer-1}` (or one `h` with a leading layer axis if
-  `config.scan_layers`), `ln_f`, and `lm_head` unless the embeddings are tied.
+  `config.scan_layers`), `ln_f`, and `lm_head` unless the embeddings are tied; `lora_a` and `lora_b`
+  beside each kernel of a block if `config.lora_rank`.
   """
 
   config: config_lib.ModelConfig
@@ -159,7 +194,8 @@ class GPT(nn.Module):
       segments_BL: for rows that are packed with several documents: int32, the same number all along
         a document and another one in the next, 0 for padding. Each document then gives the logits
         that it gives alone: its positions count from 0, and it doesn't see the others.
-      cache: continue after its `length` positions; L + length must not exceed `block_size`.
+      cache: continue each row after its `length_B` positions; with L more they must not exceed the
+        cache. Positions beyond `block_size` count as the last one: their logits mean nothing.
       deterministic: False drops out, with the `dropout` random stream.
 
     Returns:
@@ -173,7 +209,7 @@ class GPT(nn.Module):
     if segments_BL is not None and (cache is not None or cfg.attention == 'cudnn'):
       raise ValueError('packed rows go with neither a cache nor attention=cudnn')
     L = tokens_BL.shape[1]
-    start = 0 if cache is None else cache.length
+    start_B = None if cache is None else cache.length_B
     embed = functools.partial(
       nn.Embed,
       features=cfg.n_embd,
@@ -182,10 +218,10 @@ class GPT(nn.Module):
     )
     wte = embed(cfg.padded_vocab_size, name='wte')
     wpe = embed(cfg.block_size, name='wpe')
-    x_BLD = wte(tokens_BL) + wpe(_positions(L, start, segments_BL))
+    x_BLD = wte(tokens_BL) + wpe(_positions(L, start_B, segments_BL, cfg.block_size))
     x_BLD = nn.Dropout(cfg.dropout, deterministic=deterministic)(x_BLD)
     layers = None if cache is None else cache.layers
-    x_BLD, layers = self._blocks(x_BLD, layers, start, segments_BL, deterministic)
+    x_BLD, layers = self._blocks(x_BLD, layers, start_B, segments_BL, deterministic)
     x_BLD = _layer_norm(cfg, 'ln_f')(x_BLD)
     if cfg.tie_embeddings:
       output_VD = wte.embedding
@@ -198,13 +234,13 @@ class GPT(nn.Module):
     if cfg.padded_vocab_size != cfg.vocab_size:
       real_V = jnp.arange(cfg.padded_vocab_size) < cfg.vocab_size
       logits_BLV = jnp.where(real_V, logits_BLV, -jnp.inf)
-    return logits_BLV, None if cache is None else KVCache(layers, cache.length + L)
+    return logits_BLV, None if cache is None else KVCache(layers, cache.length_B + L)
 
   def _blocks(
     self,
     x_BLD: jax.Array,
     layers: Any,
-    start: jax.Array | int,
+    start_B: jax.Array | None,
     segments_BL: jax.Array | None,
     deterministic: bool,
   ) -> tuple[jax.Array, Any]:
@@ -219,27 +255,31 @@ class GPT(nn.Module):
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=cfg.n_layer,
       )
-      return scanned(cfg, name='h')(x_BLD, layers, start, segments_BL, deterministic)
+      return scanned(cfg, name='h')(x_BLD, layers, start_B, segments_BL, deterministic)
     new_layers = []
     for i in range(cfg.n_layer):
       cache = None if layers is None else layers[i]
-      x_BLD, cache = block(cfg, name=f'h_{i}')(x_BLD, cache, start, segments_BL, deterministic)
+      x_BLD, cache = block(cfg, name=f'h_{i}')(x_BLD, cache, start_B, segments_BL, deterministic)
       new_layers.append(cache)
     return x_BLD, new_layers
 
 
-def _positions(L: int, start: jax.Array | int, segments_BL: jax.Array | None) -> jax.Array:
-  """Rows of `wpe`, int32: (L,) from `start`; with segments (B, L), from 0 in each."""
+def _positions(
+  L: int, start_B: jax.Array | None, segments_BL: jax.Array | None, block_size: int
+) -> jax.Array:
+  """Rows of `wpe`, int32: (L,) from 0; (B, L) from `start_B`, or with segments from 0 in each."""
+  if start_B is not None:
+    return jnp.minimum(start_B[:, None] + jnp.arange(L), block_size - 1)
   if segments_BL is None:
-    return start + jnp.arange(L)
+    return jnp.arange(L)
   index_L = jnp.arange(L)
   begins_BL = jnp.diff(segments_BL, axis=1, prepend=-1) != 0
   return index_L - jax.lax.cummax(jnp.where(begins_BL, index_L, 0), axis=1)
 
 
-def empty_cache(config: config_lib.ModelConfig, batch_size: int) -> KVCache:
-  """A cache for `batch_size` sequences of up to `block_size` positions, none of them filled."""
-  shape: tuple[int, ...] = (batch_size, config.block_size, config.n_head, config.head_width)
+def empty_cache(config: config_lib.ModelConfig, batch_size: int, length: int) -> KVCache:
+  """A cache for `batch_size` sequences of up to `length` positions, none of them filled."""
+  shape: tuple[int, ...] = (config.n_head * batch_size, length, config.head_width)
   if config.scan_layers:
     shape = (config.n_layer, *shape)
   # Separate buffers for K and V and for each layer: one update touches one buffer.
@@ -247,7 +287,32 @@ def empty_cache(config: config_lib.ModelConfig, batch_size: int) -> KVCache:
     LayerCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
     for _ in range(1 if config.scan_layers else config.n_layer)
   ]
-  return KVCache(layers[0] if config.scan_layers else layers, jnp.zeros((), jnp.int32))
+  filled_B = jnp.zeros(batch_size, jnp.int32)
+  return KVCache(layers[0] if config.scan_layers else layers, filled_B)
+
+
+def take_rows(cache: KVCache, rows_R: jax.Array) -> KVCache:
+  """The cache whose row r is row `rows_R[r]` of `cache`."""
+  B = cache.length_B.size
+
+  def take(x: jax.Array) -> jax.Array:  # (N, M, K), or with a leading layer axis
+    *layer, N, M, K = x.shape
+    x = x.reshape(*layer, N // B, B, M, K)
+    return jnp.take(x, rows_R, axis=-3).reshape(*layer, -1, M, K)
+
+  return KVCache(jax.tree.map(take, cache.layers), cache.length_B[rows_R])
+
+
+def last_hidden(model: GPT, params: Any, tokens_BL: jax.Array) -> jax.Array:
+  """What the output layer reads, of each position: (B, L, D)."""
+  _, state = model.apply(
+    {'params': params},
+    tokens_BL,
+    capture_intermediates=lambda module, _: module.name == 'ln_f',
+    mutable='intermediates',
+  )
+  hidden: Any = state
+  return hidden['intermediates']['ln_f']['__call__'][0]
 
 
 def abstract_params(
@@ -269,7 +334,10 @@ def parameter_count(config: config_lib.ModelConfig) -> int:
 def _dense(
   cfg: config_lib.ModelConfig, features: int, *, name: str, std: float = _INIT_STD
 ) -> nn.Dense:
-  return nn.Dense(
+  make: Any = nn.Dense
+  if cfg.lora_rank:
+    make = functools.partial(lora.Dense, rank=cfg.lora_rank, alpha=cfg.lora_alpha)
+  return make(
     features,
     use_bias=cfg.bias,
     dtype=cfg.dtype,

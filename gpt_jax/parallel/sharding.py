@@ -22,6 +22,13 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'mlp/c_fc/bias', ('hidden',)),
   (r'mlp/c_proj/kernel', ('hidden', 'embed')),
   (r'(attn|mlp)/c_proj/bias', (None,)),
+  # An adapter is cut where the kernel beside it is, its rank never.
+  (r'(attn/c_attn|mlp/c_fc)/lora_a', ('embed', None)),
+  (r'attn/c_attn/lora_b', (None, 'heads')),
+  (r'mlp/c_fc/lora_b', (None, 'hidden')),
+  (r'attn/c_proj/lora_a', ('heads', None)),
+  (r'mlp/c_proj/lora_a', ('hidden', None)),
+  (r'(attn|mlp)/c_proj/lora_b', (None, 'embed')),
   (r'ln_(1|2|f)/(scale|bias)', (None,)),
 )
 

@@ -11,6 +11,7 @@ import jax
 from gpt_jax import config as config_lib
 from gpt_jax import errors, stopping, validation
 from gpt_jax.data import tokenizers
+from gpt_jax.models import lora
 from gpt_jax.parallel import processes
 from gpt_jax.training import checkpoints as checkpoints_lib
 from gpt_jax.training import console as console_lib
@@ -33,14 +34,14 @@ def train(config: config_lib.Config, workdir: workdir_lib.Workdir) -> None:
     stop = stack.enter_context(stopping.StopRequest())
     stack.enter_context(program_lib.out_of_memory_is_the_users())
     workdir.check(config)
+    processes.set_up(config.mesh)
+    origin = origin_lib.open_origin(config.init_from) if config.init_from else None
     prepared = feed.load(config.data, stop)
     config = resolve(config, prepared.tokenizer)
     workdir.check(config)
     text = feed.cut(config, prepared)
-    origin = origin_lib.open_origin(config.init_from) if config.init_from else None
     if origin:
       origin.check(config.model, prepared.tokenizer)
-    processes.set_up(config.mesh)
     program = program_lib.build(config)
     preflight.announce(program, prepared, text, workdir)
     program = preflight.compile_and_tell(program)
@@ -93,7 +94,10 @@ def start_state(
     return checkpoints.restore(steps[-1], program.state), steps[-1]
   state = program.init()
   if origin:
-    state = state._replace(params=origin.params(program.state.params))
+    adapters = lora.split(state.params)[0]
+    state = state._replace(params=None)  # the random ones, before others take memory
+    base = origin.params(lora.split(program.state.params)[1])
+    state = state._replace(params=lora.join(adapters, base))
   return state, None
 
 

@@ -50,8 +50,8 @@ def make_optimizer(
 def decayed(params: optax.Params) -> optax.Params:
   """True for each matrix and embedding, False for each bias and LayerNorm scale.
 
-  By name and not by rank: a bias of scanned layers has two axes.
+  By name and not by rank: a bias of scanned layers has two axes. The decay of an adapter's matrices
+  draws the layer back to the weights that it began with.
   """
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1].key in ('kernel', 'embedding', 'lm_head'), params
-  )
+  matrices = ('kernel', 'embedding', 'lm_head', 'lora_a', 'lora_b')
+  return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gpt_jax import config as config_lib
 from gpt_jax import errors, validation
 from gpt_jax.data import tokenizers
-from gpt_jax.models import gpt
+from gpt_jax.models import gpt, lora
 from gpt_jax.training import checkpoints as checkpoints_lib
 from gpt_jax.training import workdir as workdir_lib
 from gpt_jax.weights import huggingface, openai, published
@@ -32,7 +32,8 @@ class Origin:
     tokenizer: None if it came without one.
     step: Of the checkpoint; None for published weights.
     params: From an abstract tree with shardings to the parameters. The tree may have a shorter
-      context (positions are cropped) and another padding of the vocabulary.
+      context (positions are cropped) and another padding of the vocabulary. It has no adapters:
+      those of a run come merged into the weights.
   """
 
   path: pathlib.Path
@@ -107,7 +108,8 @@ def _trained(path: pathlib.Path) -> Origin:
     raise errors.UserError(
       f'{path} has no model: give the workdir of a run (the directory with config.json and '
       'checkpoints), for example runs/quickstart, one checkpoint in it, or a directory with '
-      f'published weights (config.json and model.safetensors, or hparams.json).{_runs_at_hand()}'
+      'published weights (config.json and model.safetensors, or hparams.json).'
+      f'{_runs_at_hand()}{_download(path)}'
     )
   config = workdir.read_config()
   if not config.model.vocab_size:
@@ -121,13 +123,14 @@ def _trained(path: pathlib.Path) -> Origin:
     raise errors.UserError(f'{path} is not a finished checkpoint; there are: {have}.')
   step = wanted if wanted is not None else best if best is not None else steps[-1]
   read = functools.partial(_restore, workdir, config.model, step)
-  return Origin(path, config.model, workdir.read_tokenizer(), step, read)
+  merged = dataclasses.replace(config.model, lora_rank=0)
+  return Origin(path, merged, workdir.read_tokenizer(), step, read)
 
 
 def _restore(
   workdir: workdir_lib.Workdir, saved: config_lib.ModelConfig, step: int, abstract: Any
 ) -> Any:
-  """The parameters of a checkpoint, cropped or padded to the shapes of `abstract`."""
+  """The parameters of a checkpoint, merged, cropped or padded to the shapes of `abstract`."""
 
   def as_saved(was: Any, wanted: Any) -> Any:
     sharding = wanted.sharding if was.shape == wanted.shape else None
@@ -140,10 +143,25 @@ def _restore(
     fitted = jnp.zeros(wanted.shape, wanted.dtype).at[:rows].set(array[:rows])
     return jax.device_put(fitted, wanted.sharding)
 
-  shapes = gpt.abstract_params(saved)
+  everywhere = _whole(jax.tree.leaves(abstract)[0].sharding)
+  adapters, base = lora.split(gpt.abstract_params(saved, everywhere))
+  shapes = lora.join(adapters, jax.tree.map(as_saved, base, abstract))
   with checkpoints_lib.Checkpoints(workdir.checkpoints, keep=1, read_only=True) as checkpoints:
-    params = checkpoints.restore_params(step, jax.tree.map(as_saved, shapes, abstract))
+    params = checkpoints.restore_params(step, shapes)
+  if adapters:
+    params = _merged(saved, params)
   return jax.tree.map(fit, params, abstract)
+
+
+def _merged(saved: config_lib.ModelConfig, params: Any) -> Any:
+  """`lora.merge` where the parameters lie, in the memory of the base."""
+  adapters, base = lora.split(params)
+  merge = jax.jit(
+    lambda adapters, base: lora.merge(saved, lora.join(adapters, base)),
+    donate_argnums=1,
+    out_shardings=jax.tree.map(lambda x: x.sharding, base),
+  )
+  return merge(adapters, base)
 
 
 def _whole(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
@@ -151,6 +169,15 @@ def _whole(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
   if isinstance(sharding, jax.NamedSharding):
     return jax.NamedSharding(sharding.mesh, jax.P())
   return sharding
+
+
+def _download(path: pathlib.Path) -> str:
+  if os.path.exists(path):
+    return ''
+  return (
+    ' To get GPT-2 there: pip install huggingface_hub; hf download openai-community/gpt2 '
+    f'config.json model.safetensors merges.txt vocab.json --local-dir={path}'
+  )
 
 
 def _runs_at_hand() -> str:

@@ -2,8 +2,10 @@
 
 import time
 
+import jax
+
 from gpt_jax import config as config_lib
-from gpt_jax.models import gpt
+from gpt_jax.models import gpt, lora
 
 # Dense bfloat16 FLOP/s of one device, from the vendors' data sheets, by jax.Device.device_kind.
 _PEAK_BF16 = {
@@ -21,9 +23,15 @@ _PEAK_BF16 = {
 
 
 def flops_per_token(config: config_lib.ModelConfig) -> float:
-  """Training FLOPs a token, 6 (N − N_wpe) + 12 n_layer n_embd L (PaLM, appendix B; nanoGPT)."""
+  """Training FLOPs a token, 6 (N − N_wpe) + 12 n_layer n_embd L (PaLM, appendix B; nanoGPT).
+
+  Of the six, two are for the gradient of the weights. With adapters only these N_lora of the N get
+  one: 4 (N − N_wpe) + 2 N_lora + 12 n_layer n_embd L.
+  """
   params = gpt.parameter_count(config) - config.block_size * config.n_embd
-  return 6 * params + 12 * config.n_layer * config.n_embd * config.block_size
+  adapters, _ = lora.split(gpt.abstract_params(config))
+  trained = sum(leaf.size for leaf in jax.tree.leaves(adapters)) if adapters else params
+  return 4 * params + 2 * trained + 12 * config.n_layer * config.n_embd * config.block_size
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:

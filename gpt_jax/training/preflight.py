@@ -2,11 +2,13 @@
 
 import math
 import time
+from collections.abc import Iterator
 
 import jax
 
+from gpt_jax import config as config_lib
 from gpt_jax.data import prepare
-from gpt_jax.models import gpt
+from gpt_jax.models import gpt, lora
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import console as console_lib
 from gpt_jax.training import feed
@@ -40,6 +42,7 @@ def announce(
       f'heads, width {model.n_embd}, context {model.block_size}; {model.dtype}, {model.attention} '
       'attention',
     ),
+    *_adapters(model),
     ('devices', f'{jax.device_count()} × {kind}; mesh {axes}'),
     ('a step', f'{program.tokens_per_step:,} tokens ({steps})'),
     ('the run', f'{train.steps:,} steps, {train.steps * program.tokens_per_step:,} tokens'),
@@ -76,8 +79,19 @@ def finished(
   console.say(f'sample it: python -m gpt_jax.sample --model={workdir.path}')
 
 
+def _adapters(model: config_lib.ModelConfig) -> Iterator[tuple[str, str]]:
+  """A row that tells what alone is trained."""
+  if model.lora_rank:
+    trained, _ = lora.split_trained(gpt.abstract_params(model))
+    count, total = sum(leaf.size for leaf in jax.tree.leaves(trained)), gpt.parameter_count(model)
+    yield (
+      'adapters',
+      f'of rank {model.lora_rank}: {count:,} of {total / 1e6:.1f}M parameters are trained',
+    )
+
+
 def _state_bytes(program: program_lib.Program) -> int:
-  gradients = program.state.params
+  gradients, _ = lora.split_trained(program.state.params)
   return mesh_lib.per_device_bytes(program.state) + mesh_lib.per_device_bytes(gradients)
 
 

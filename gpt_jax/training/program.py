@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors
+from gpt_jax import device_memory
 from gpt_jax.models import gpt
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import sharding
@@ -112,14 +112,8 @@ def _resolve_attention(config: config_lib.Config) -> config_lib.ModelConfig:
 @contextlib.contextmanager
 def out_of_memory_is_the_users() -> Iterator[None]:
   """A context in which XLA's out-of-memory errors become a `UserError` that names the remedies."""
-  try:
+  with device_memory.shortage_is_the_users(
+    'raise --config.train.gradient_accumulation, set --config.model.remat=true, shard the state '
+    'with --config.mesh.fsdp, or lower --config.train.batch_size'
+  ):
     yield
-  except jax.errors.JaxRuntimeError as e:
-    # GPUs and TPUs say the first, the CPU the second.
-    if 'RESOURCE_EXHAUSTED' not in str(e) and 'Out of memory' not in str(e):
-      raise
-    raise errors.UserError(
-      'out of device memory: raise --config.train.gradient_accumulation, set '
-      '--config.model.remat=true, shard the state with --config.mesh.fsdp, or lower '
-      f'--config.train.batch_size ({str(e).splitlines()[0][:200]})'
-    ) from e

@@ -10,13 +10,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt_jax.models import gpt
+from gpt_jax.models import gpt, lora
 
 IGNORED = -1  # a target that nothing is to be predicted for
 
 
 class TrainState(NamedTuple):
-  """Everything that a step changes. Gradients and moments have the shapes of `params`."""
+  """Everything that a step changes.
+
+  Gradients and moments have the shapes of `params`, or of the adapters among them if there are any
+  (`lora.split_trained`): the others stay as they are.
+  """
 
   step: jax.Array  # int32 scalar: steps taken
   params: Any
@@ -41,7 +45,8 @@ def init_state(
 ) -> TrainState:
   """A state of step 0 with random parameters, a function of `key` alone."""
   params = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+  trained, _ = lora.split_trained(params)
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
 
 
 def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
@@ -75,9 +80,11 @@ def make_train_step(
   `learning_rate`.
   """
 
-  def loss_fn(params: Any, part: Batch, count: jax.Array, key: jax.Array) -> jax.Array:
+  def loss_fn(
+    trained: Any, frozen: Any, part: Batch, count: jax.Array, key: jax.Array
+  ) -> jax.Array:
     logits_BLV, _ = model.apply(
-      {'params': params},
+      {'params': lora.join(trained, frozen)},
       part.inputs_ABL,
       segments_BL=part.segments_ABL,
       deterministic=False,
@@ -85,33 +92,34 @@ def make_train_step(
     )
     return cross_entropy(logits_BLV, part.targets_ABL) / count
 
-  def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+  def gradients(trained: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
     parts = batch.inputs_ABL.shape[0]
     # Of the whole batch: parts with more targets weigh more.
     count = jnp.maximum(_count(batch.targets_ABL), 1)
     value_and_grad = jax.value_and_grad(loss_fn)
     if parts == 1:
       only = jax.tree.map(lambda x: x[0], batch)
-      return value_and_grad(params, only, count, jax.random.fold_in(key, 0))
+      return value_and_grad(trained, frozen, only, count, jax.random.fold_in(key, 0))
 
     def add_part(total: Any, numbered: tuple[Batch, jax.Array]) -> tuple[Any, None]:
       part, i = numbered
-      loss_and_grads = value_and_grad(params, part, count, jax.random.fold_in(key, i))
+      loss_and_grads = value_and_grad(trained, frozen, part, count, jax.random.fold_in(key, i))
       return jax.tree.map(jnp.add, total, loss_and_grads), None
 
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
     return jax.lax.scan(add_part, zeros, (batch, jnp.arange(parts)))[0]
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    loss, grads = gradients(state.params, batch, jax.random.fold_in(key, state.step))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    trained, frozen = lora.split_trained(state.params)
+    loss, grads = gradients(trained, frozen, batch, jax.random.fold_in(key, state.step))
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
     metrics = {
       'loss': loss,
       'grad_norm': optax.tree.norm(grads),
       'learning_rate': schedule(state.step),
     }
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.step + 1, lora.join(trained, frozen), opt_state), metrics
 
   return train_step
 

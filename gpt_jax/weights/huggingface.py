@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -109,14 +110,32 @@ def write_model(
     OSError: The directory can't be written.
   """
   directory.mkdir(parents=True, exist_ok=True)
-  values = dict(published.tensors(config, params))
-  for name, shape in published.shapes(dataclasses.replace(config, bias=True)):
-    values.setdefault(name, np.zeros(shape, np.float32))
-  prefixed = {n if n == 'lm_head.weight' else _PREFIX + n: v for n, v in values.items()}
-  safetensors_files.write(directory / safetensors_files.FILE, prefixed)
+  shapes = dict(published.shapes(dataclasses.replace(config, bias=True)))
+  tensors = _with_biases(published.tensors(config, params), shapes)
+  safetensors_files.write(
+    directory / safetensors_files.FILE,
+    {_prefixed(name): shape for name, shape in shapes.items()},
+    ((_prefixed(name), values) for name, values in tensors),
+  )
   _write_json(directory / CONFIG, _config_values(config, tokenizer))
   if tokenizer is not None:
     _write_tokenizer(directory, config, tokenizer)
+
+
+def _with_biases(
+  tensors: Iterator[tuple[str, np.ndarray]], shapes: dict[str, tuple[int, ...]]
+) -> Iterator[tuple[str, np.ndarray]]:
+  """`tensors`, then zeros for those of `shapes` that weren't among them."""
+  missing = dict(shapes)
+  for name, values in tensors:
+    del missing[name]
+    yield name, values
+  for name, shape in missing.items():
+    yield name, np.zeros(shape, np.float32)
+
+
+def _prefixed(name: str) -> str:
+  return name if name == 'lm_head.weight' else _PREFIX + name
 
 
 def _config_values(

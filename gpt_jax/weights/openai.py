@@ -25,6 +25,8 @@ _SIZES = {
   'n_ctx': 'block_size',
   'n_vocab': 'vocab_size',
 }
+# Layer, norm, linear: of all but the embeddings. Scales are g, kernels w.
+_NAME = re.compile(r'model/(?:h(\d+)/)?(?:(ln_\w+)/[gb]|((?:attn|mlp)/\w+)/[wb])', re.ASCII)
 
 
 def is_model(directory: pathlib.Path) -> bool:
@@ -41,17 +43,16 @@ def open_model(directory: pathlib.Path) -> published.Published:
   config = _model_config(directory / HPARAMS)
   prefix = _checkpoint(directory)
   found = tensor_bundle.open_tensors(prefix)
-  _check_sizes(directory, prefix, config, found)
-  names = {_name_in_file(name): name for name, _ in published.shapes(config)}
-  # A tensor that is none of these keeps its name, in quotes so that it can't be taken for one.
-  tensors = {names.get(name, repr(name)): _without_1(tensor) for name, tensor in found.items()}
+  # A tensor of another name keeps it, in quotes so that it can't be taken for one of ours.
+  tensors = {_name(name) or repr(name): _without_1(tensor) for name, tensor in found.items()}
   model = published.Published(str(directory), config, tensors)
   try:
     model.check()
   except errors.UserError as e:
     raise errors.UserError(
-      f'{e}\nIn {prefix.name}, h.0.mlp.c_fc.weight is model/h0/mlp/c_fc/w, h.0.ln_1.weight is '
-      'model/h0/ln_1/g, and so on; what is in quotes has its name there.'
+      f'{e}\nThe config is {directory / HPARAMS}. In {prefix.name}, h.0.mlp.c_fc.weight is '
+      'model/h0/mlp/c_fc/w, h.0.ln_1.weight is model/h0/ln_1/g, and so on; what is in quotes has '
+      'its name there.'
     ) from e
   return model
 
@@ -102,38 +103,17 @@ def _checkpoint(directory: pathlib.Path) -> pathlib.Path:
   return directory / name
 
 
-def _check_sizes(
-  directory: pathlib.Path,
-  prefix: pathlib.Path,
-  config: config_lib.ModelConfig,
-  found: dict[str, published.Tensor],
-) -> None:
-  """Raises `UserError` where the sizes aren't those of the tensors.
-
-  Such sizes may be lies, and far too large to make even the shapes of a model with.
-  """
-  D = config.n_embd
-  layers = len({name.split('/')[1] for name in found if re.match(r'model/h\d+/', name)})
-  wanted = {'model/wte': (config.vocab_size, D), 'model/wpe': (config.block_size, D)}
-  wrong = []
-  for name, shape in wanted.items():
-    if name not in found:
-      wrong.append(f'{name} is missing')
-    elif found[name].shape != shape:
-      wrong.append(f'{name} has shape {found[name].shape}, not {shape}')
-  if layers != config.n_layer:
-    wrong.append(f'it has {layers} layers, not {config.n_layer}')
-  if wrong:
-    raise errors.UserError(f'{prefix} is not what {directory / HPARAMS} tells: {"; ".join(wrong)}.')
-
-
-def _name_in_file(name: str) -> str:
-  """`h.0.ln_1.weight` -> `model/h0/ln_1/g`: embeddings have no leaf, scales are g, kernels w."""
-  *modules, leaf = re.sub(r'^h\.', 'h', name).split('.')
-  if modules[-1] in ('wte', 'wpe'):
-    return f'model/{modules[-1]}'
-  weight = 'g' if modules[-1].startswith('ln_') else 'w'
-  return '/'.join(['model', *modules, weight if leaf == 'weight' else 'b'])
+def _name(name_in_file: str) -> str | None:
+  """`model/h0/ln_1/g` -> `h.0.ln_1.weight`; None if it isn't of this form. No two give the same."""
+  if name_in_file in ('model/wte', 'model/wpe'):
+    return f'{name_in_file.removeprefix("model/")}.weight'
+  match = _NAME.fullmatch(name_in_file)
+  if not match:
+    return None
+  layer, norm, linear = match.groups()
+  module = norm or linear.replace('/', '.')
+  leaf = 'bias' if name_in_file.endswith('/b') else 'weight'
+  return f'{module}.{leaf}' if layer is None else f'h.{layer}.{module}.{leaf}'
 
 
 def _without_1(tensor: published.Tensor) -> published.Tensor:

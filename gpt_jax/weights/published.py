@@ -5,6 +5,7 @@ linear layers are (inputs, outputs), as those of Flax are, so that no tensor is 
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors
+from gpt_jax import errors, progress
 from gpt_jax.models import gpt
 
 _ALIGNMENT = 64  # bytes
@@ -48,40 +49,40 @@ class Published:
   tensors: Mapping[str, Tensor]
 
   def check(self) -> None:
-    """Raises `UserError` that names every tensor that is missing, unexpected or misshaped."""
-    self._check_sizes()
-    expected = dict(shapes(self.config))
-    found = [
-      *(
-        f'{name} {shape} is missing' for name, shape in expected.items() if name not in self.tensors
-      ),
-      *(
+    """Raises `UserError` that names the tensors that are missing, unexpected or misshaped."""
+    config = self.config
+    layers = len({name.split('.')[1] for name in self.tensors if re.match(r'h\.\d+\.', name)})
+    # Sizes may be lies, and far too large to make even the shapes of a model with: they go first.
+    found = self._misfits(
+      {
+        'wte.weight': (config.vocab_size, config.n_embd),
+        'wpe.weight': (config.block_size, config.n_embd),
+      }
+    )
+    if layers != config.n_layer:
+      found.append(f'it has {layers} layers, the config says {config.n_layer}')
+    if not found:
+      expected = dict(shapes(config))
+      found = self._misfits(expected)
+      found += [
         f'{name} {tensor.shape} is unexpected'
         for name, tensor in self.tensors.items()
         if name not in expected
-      ),
-      *(
-        f'{name} has shape {self.tensors[name].shape}, the config asks for {shape}'
-        for name, shape in expected.items()
-        if name in self.tensors and self.tensors[name].shape != shape
-      ),
-    ]
+      ]
     if found:
       more = f'\n  and {len(found) - 10} more' if len(found) > 10 else ''
       lines = '\n'.join(f'  {line}' for line in found[:10])
       raise errors.UserError(f'{self.path} does not hold the tensors of its config:\n{lines}{more}')
 
-  def _check_sizes(self) -> None:
-    """Sizes may be lies, and far too large to make even the shapes of a model with."""
-    embedding = self.tensors.get('wte.weight')
-    width = embedding.shape[-1] if embedding and embedding.shape else 0
-    layers = len({name.split('.')[1] for name in self.tensors if re.match(r'h\.\d+\.', name)})
-    for what, there, said in [
-      ('layers', layers, self.config.n_layer),
-      ('columns in wte.weight', width, self.config.n_embd),
-    ]:
-      if there != said:
-        raise errors.UserError(f'{self.path} has {there} {what}, its config says {said}.')
+  def _misfits(self, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A line on each tensor that is missing or has another shape than is expected."""
+    found = []
+    for name, shape in expected.items():
+      if name not in self.tensors:
+        found.append(f'{name} {shape} is missing')
+      elif self.tensors[name].shape != shape:
+        found.append(f'{name} has shape {self.tensors[name].shape}, the config asks for {shape}')
+    return found
 
   def params(self, abstract: Any) -> Any:
     """The parameters, each read straight to where it is to be.
@@ -94,27 +95,43 @@ class Published:
     Returns:
       The tree with arrays in place of shapes.
     """
-    return jax.tree_util.tree_map_with_path(self._leaf, abstract)
+    what, total = f'reading {self.path}', sum(math.prod(t.shape) for t in self.tensors.values())
+    done = 0
+    with progress.Bar() as bar:
+      bar.show(what, done, total)
 
-  def _leaf(self, path: Any, leaf: Any) -> jax.Array:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    names = published_names(name, self.config.n_layer)
-    array = _aligned_zeros(leaf.shape, leaf.dtype)
-    for part, tensor_name in zip(_by_layer(name, array), names, strict=True):
-      self._fill(part, self.tensors[tensor_name])
-    if leaf.sharding.num_devices == 1:
-      return jax.device_put(array, leaf.sharding, may_alias=True)
-    # A tensor at a time, so that memory holds no more than one beside the parameters.
-    make = jax.make_array_from_callback
-    return make(leaf.shape, leaf.sharding, lambda index: array[index]).block_until_ready()
+      def fill(array: np.ndarray, name: str) -> None:
+        nonlocal done
+        _fill(array, self.tensors[name])
+        done += math.prod(self.tensors[name].shape)
+        bar.show(what, done, total)
 
-  def _fill(self, array: np.ndarray, tensor: Tensor) -> None:
-    if array.shape[0] >= tensor.shape[0]:
-      tensor.read_into(array[: tensor.shape[0]])
-      return
-    whole = np.empty(tensor.shape, array.dtype)  # positions beyond a shortened context
-    tensor.read_into(whole)
-    array[:] = whole[: array.shape[0]]
+      def leaf_of(path: Any, leaf: Any) -> jax.Array:
+        return _leaf(path, leaf, self.config.n_layer, fill)
+
+      return jax.tree_util.tree_map_with_path(leaf_of, abstract)
+
+
+def _leaf(path: Any, leaf: Any, n_layer: int, fill: Callable[[np.ndarray, str], None]) -> jax.Array:
+  """A parameter, whose tensors `fill` reads into the array that it is given with their names."""
+  name = jax.tree_util.keystr(path, simple=True, separator='/')
+  array = _aligned_zeros(leaf.shape, leaf.dtype)
+  for part, tensor_name in zip(_by_layer(name, array), published_names(name, n_layer), strict=True):
+    fill(part, tensor_name)
+  if leaf.sharding.num_devices == 1:
+    return jax.device_put(array, leaf.sharding, may_alias=True)
+  # A tensor at a time, so that memory holds no more than one beside the parameters.
+  make = jax.make_array_from_callback
+  return make(leaf.shape, leaf.sharding, lambda index: array[index]).block_until_ready()
+
+
+def _fill(array: np.ndarray, tensor: Tensor) -> None:
+  if array.shape[0] >= tensor.shape[0]:
+    tensor.read_into(array[: tensor.shape[0]])
+    return
+  whole = np.empty(tensor.shape, array.dtype)  # positions beyond a shortened context
+  tensor.read_into(whole)
+  array[:] = whole[: array.shape[0]]
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

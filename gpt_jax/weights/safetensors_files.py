@@ -6,25 +6,28 @@ the memory of the process a second time.
 
 import functools
 import json
+import math
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
-from safetensors import numpy as safetensors_numpy
 
-from gpt_jax import errors
+from gpt_jax import errors, progress
 from gpt_jax.weights import published
 
 FILE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
+_FLOAT32 = np.dtype('<f4')
 _DTYPES: dict[str, np.dtype[Any]] = {
-  'F32': np.dtype('<f4'),
+  'F32': _FLOAT32,
   'F16': np.dtype('<f2'),
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
 _LENGTH_BYTES = 8  # of the header, before the header
+_ALIGNMENT = 8  # bytes, of the first tensor
 
 
 def open_tensors(directory: pathlib.Path) -> dict[str, published.Tensor]:
@@ -96,6 +99,35 @@ def _read_into(
     out[:] = whole
 
 
-def write(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-  """Writes a file in the way that Hugging Face's own are written; raises `OSError`."""
-  safetensors_numpy.save_file(tensors, path, metadata={'format': 'pt'})
+def write(
+  path: pathlib.Path,
+  shapes: Mapping[str, tuple[int, ...]],
+  tensors: Iterable[tuple[str, np.ndarray]],
+) -> None:
+  """Writes a file as the library would, byte for byte, but a tensor at a time, with a bar.
+
+  Args:
+    path: The file.
+    shapes: Of all tensors, by name.
+    tensors: Name and float32 values of each, in any order.
+
+  Raises:
+    OSError: The file can't be written.
+  """
+  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}  # as Hugging Face's own are marked
+  starts, end = {}, 0
+  for name, shape in sorted(shapes.items()):
+    starts[name], end = end, end + math.prod(shape) * _FLOAT32.itemsize
+    header[name] = {'dtype': 'F32', 'shape': shape, 'data_offsets': [starts[name], end]}
+  text = json.dumps(header, separators=(',', ':')).encode()
+  text = text.ljust(-(-len(text) // _ALIGNMENT) * _ALIGNMENT)
+  with path.open('wb') as file, progress.Bar() as bar:
+    file.write(len(text).to_bytes(_LENGTH_BYTES, 'little') + text)
+    done = 0
+    bar.show(f'writing {path}', done, end)
+    for name, values in tensors:
+      file.seek(_LENGTH_BYTES + len(text) + starts.pop(name))
+      file.write(np.ascontiguousarray(values, _FLOAT32).data)
+      done += values.size * _FLOAT32.itemsize
+      bar.show(f'writing {path}', done, end)
+  assert not starts, 'a tensor was not written'

@@ -19,7 +19,7 @@ import google_crc32c
 import numpy as np
 
 from gpt_jax import errors
-from gpt_jax.weights import published
+from gpt_jax.weights import protobuf, published
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48  # two block handles, padded to 40 bytes, and the magic number
@@ -28,10 +28,6 @@ _SNAPPY = 1
 _CRC_DELTA = 0xA282EAD8
 _MAX_KEY_BYTES = 4096
 _MAX_RANK = 254  # TensorFlow's own
-
-# Wire types of protocol buffers (protobuf.dev/programming-guides/encoding).
-_VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
-_Fields = dict[tuple[int, int], list[int | bytes]]  # (field number, wire type) -> values
 
 _FORMAT_VERSION = 1
 _FLOAT32 = 1
@@ -160,8 +156,8 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
   """Offset and size of a block, and where what follows them begins."""
-  offset, at = _varint(data, at)
-  size, at = _varint(data, at)
+  offset, at = protobuf.varint(data, at)
+  size, at = protobuf.varint(data, at)
   return (offset, size), at
 
 
@@ -189,9 +185,9 @@ def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     raise ValueError('a block is shorter than its list of restarts')
   key, at = b'', 0
   while at < end:
-    shared, at = _varint(block, at)
-    unshared, at = _varint(block, at)
-    value_size, at = _varint(block, at)
+    shared, at = protobuf.varint(block, at)
+    unshared, at = protobuf.varint(block, at)
+    value_size, at = protobuf.varint(block, at)
     value_at = at + unshared
     if shared > len(key) or shared + unshared > _MAX_KEY_BYTES or value_at + value_size > end:
       raise ValueError('an entry is longer than its block')
@@ -200,81 +196,33 @@ def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     yield key, block[value_at:at]
 
 
-# Protocol buffers.
+# The entries.
 
 
 def _num_shards(key: bytes, value: bytes) -> int:
   """Number of data files, from BundleHeaderProto."""
   if key:
     raise ValueError(f'it begins with {key!r}, not with its header')
-  header = _fields(value)
-  if _number(header, 2):
+  header = protobuf.Message(value)
+  if header.number(2):
     raise ValueError('its tensors are big-endian, which cannot be read')
-  min_consumer = _number(_fields(_message(header, 3)), 2)
+  min_consumer = header.message(3).number(2)
   if min_consumer > _FORMAT_VERSION:
     raise ValueError(f'it has format {min_consumer}, only {_FORMAT_VERSION} can be read')
-  return _number(header, 1)
+  return header.number(1)
 
 
 def _entry(value: bytes) -> _Entry:
-  fields = _fields(value)
-  shape = _fields(_message(fields, 2))
-  dims = [_fields(dim) for dim in shape.get((2, _LEN), []) if isinstance(dim, bytes)]
-  if _number(shape, 3):
+  entry = protobuf.Message(value)
+  shape = entry.message(2)
+  if shape.number(3):
     raise ValueError('a tensor has no rank')
   return _Entry(
-    dtype=_number(fields, 1),
-    shape=tuple(_number(dim, 1) for dim in dims),
-    shard=_number(fields, 3),
-    offset=_number(fields, 4),
-    size=_number(fields, 5),
-    crc=_number(fields, 6, _I32),
-    sliced=(7, _LEN) in fields,
+    dtype=entry.number(1),
+    shape=tuple(dim.number(1) for dim in shape.messages(2)),
+    shard=entry.number(3),
+    offset=entry.number(4),
+    size=entry.number(5),
+    crc=entry.fixed32(6),
+    sliced=bool(entry.messages(7)),
   )
-
-
-def _fields(message: bytes) -> _Fields:
-  """All fields of a message; negative numbers come as their complement to 2⁶⁴, so too large."""
-  fields: _Fields = {}
-  at = 0
-  while at < len(message):
-    tag, at = _varint(message, at)
-    number, wire = tag >> 3, tag & 7
-    value: int | bytes
-    if wire == _VARINT:
-      value, at = _varint(message, at)
-    elif wire in (_I64, _I32, _LEN):
-      size, at = _varint(message, at) if wire == _LEN else ({_I64: 8, _I32: 4}[wire], at)
-      value = message[at : at + size]
-      if len(value) < size:
-        raise ValueError('a field of an entry is cut off')
-      at += size
-    else:
-      raise ValueError(f'an entry has a field of wire type {wire}')
-    fields.setdefault((number, wire), []).append(value)
-  return fields
-
-
-def _number(fields: _Fields, number: int, wire: int = _VARINT) -> int:
-  """The last value of a field; 0 if it is not there, as proto3 has it."""
-  value = fields.get((number, wire), [0])[-1]
-  return int.from_bytes(value, 'little') if isinstance(value, bytes) else value
-
-
-def _message(fields: _Fields, number: int) -> bytes:
-  value = fields.get((number, _LEN), [b''])[-1]
-  assert isinstance(value, bytes)
-  return value
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-  """A number in groups of 7 bits, the lowest first, and where what follows it begins."""
-  number = 0
-  for shift in range(0, 64, 7):
-    if at >= len(data):
-      break
-    number |= (data[at] & 0x7F) << shift
-    at += 1
-    if data[at - 1] < 0x80:
-      return number, at
-  raise ValueError('a number in it does not end')

@@ -4,6 +4,7 @@ import functools
 import itertools
 import pathlib
 import runpy
+from typing import Any
 from unittest import mock
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import config as config_lib
-from gpt_jax.models import gpt
+from gpt_jax.models import gpt, lora
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import sharding
 from gpt_jax.training import optimizer as optimizer_lib
@@ -19,10 +20,11 @@ from gpt_jax.training import program as program_lib
 from gpt_jax.training import step as step_lib
 
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[2] / 'configs').glob('*.py'))
-OPTIONS = [
+OPTIONS: list[dict[str, Any]] = [
   {'bias': bias, 'tie_embeddings': tie, 'scan_layers': scan}
   for bias, tie, scan in itertools.product([True, False], repeat=3)
 ]
+OPTIONS += [{'scan_layers': scan, 'lora_rank': 3} for scan in (False, True)]
 
 needs_8_devices = pytest.mark.skipif(jax.device_count() != 8, reason='needs 8 devices')
 
@@ -57,8 +59,9 @@ def _arrays(tree):
 
 def _assert_each_has_one_rule(state, *, scanned):
   arrays = _arrays(state)
-  # The parameters, and Adam's two moments of each.
-  assert len(arrays) == 3 * len(jax.tree.leaves(state.params))
+  # The parameters, and Adam's two moments of each that is trained.
+  trained, _ = lora.split_trained(state.params)
+  assert len(arrays) == len(jax.tree.leaves(state.params)) + 2 * len(jax.tree.leaves(trained))
   for path, leaf in arrays.items():
     matches = sharding.matching_rules(path)
     assert len(matches) == 1, path
@@ -83,6 +86,21 @@ def test_no_rule_is_dead():
   paths = [path for i in range(len(OPTIONS)) for path in _arrays(_tiny_state(i).params)]
   used = {rule for path in paths for rule in sharding.matching_rules(path)}
   assert used == set(range(len(sharding.RULES)))
+
+
+@needs_8_devices
+def test_an_adapter_is_cut_where_its_layer_is_and_its_rank_never():
+  mesh = jax.make_mesh((2, 2, 2), ('data', 'fsdp', 'tensor'))
+  for i in (len(OPTIONS) - 2, len(OPTIONS) - 1):
+    params = _tiny_state(i).params
+    shardings = jax.tree_util.tree_leaves_with_path(sharding.tree_shardings(mesh, params))
+    cuts = {jax.tree_util.keystr(path, simple=True, separator='/'): s.spec for path, s in shardings}
+    layers = [path.removesuffix('kernel') for path in cuts if path.endswith('kernel')]
+    assert len(layers) == (4 if OPTIONS[i]['scan_layers'] else 8)
+    for layer in layers:
+      *stack, inputs, outputs = cuts[f'{layer}kernel']
+      assert cuts[f'{layer}lora_a'] == jax.P(*stack, inputs, None), layer
+      assert cuts[f'{layer}lora_b'] == jax.P(*stack, None, outputs), layer
 
 
 def test_rules_match_whole_path_components():

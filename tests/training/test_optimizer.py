@@ -103,7 +103,15 @@ def _by_path(tree):
 
 
 @pytest.mark.parametrize(
-  'changes', [{}, {'scan_layers': True}, {'tie_embeddings': False, 'bias': False}], ids=str
+  'changes',
+  [
+    {},
+    {'scan_layers': True},
+    {'tie_embeddings': False, 'bias': False},
+    {'lora_rank': 3},
+    {'lora_rank': 3, 'scan_layers': True},
+  ],
+  ids=str,
 )
 def test_decay_shrinks_matrices_and_embeddings_only(changes):
   config = _config(schedule='constant', warmup_steps=0, weight_decay=0.5)

@@ -29,6 +29,17 @@ def test_a_longer_context_costs_attention_and_not_its_positions():
   assert more == 12 * (2 * 2 * 3) * 768 * 512
 
 
+def test_frozen_weights_cost_no_gradient_of_theirs():
+  rank, width = 8, 768
+  adapted, bare = (_small(block_size=1024, lora_rank=r) for r in (rank, 0))
+  # Inputs and outputs of the four linear layers, in twelve blocks: three products for each.
+  adapters = 12 * rank * ((1 + 3) + (1 + 1) + (1 + 4) + (4 + 1)) * width
+  assert adapters == 1_179_648
+  frozen = 124_439_808 - 1024 * width
+  spared = perf.flops_per_token(bare) + 6 * adapters - perf.flops_per_token(adapted)
+  assert spared == 2 * frozen
+
+
 @pytest.mark.parametrize(
   ('kind', 'peak'),
   [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 
@@ -13,13 +14,13 @@ from safetensors import numpy as safetensors_numpy
 
 import gpt_jax
 from gpt_jax import config as config_lib
-from gpt_jax import errors, loading
+from gpt_jax import errors, loading, progress
 from gpt_jax.data import tokenizers
 from gpt_jax.generation import text
 from gpt_jax.models import gpt
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import sharding
-from gpt_jax.weights import huggingface, published
+from gpt_jax.weights import huggingface, openai, published
 
 # Written by make_huggingface_fixtures.py.
 _FIXTURES = pathlib.Path(__file__).parent / 'fixtures' / 'huggingface'
@@ -142,6 +143,72 @@ def test_a_model_of_ours_is_the_same_after_export_and_import(tmp_path, changes):
   assert again.tokenizer and ours.tokenizer and again.tokenizer.hash == ours.tokenizer.hash
 
 
+@pytest.mark.parametrize('changes', [{}, {'bias': False, 'tie_embeddings': False}])
+@pytest.mark.parametrize('scan_layers', [False, True])
+def test_a_file_is_the_one_that_the_library_writes(tmp_path, changes, scan_layers):
+  config = config_lib.ModelConfig(n_layer=11, n_head=1, n_embd=3, block_size=4, vocab_size=7)
+  config = dataclasses.replace(config, scan_layers=scan_layers, **changes)
+  rng = np.random.default_rng(0)  # neither float32 nor in the order of the file
+  params = jax.tree.map(
+    lambda x: np.asfortranarray(rng.random(x.shape)), gpt.abstract_params(config)
+  )
+  huggingface.write_model(tmp_path / 'out', config, params, None)
+  written = tmp_path / 'out' / 'model.safetensors'
+  tensors = safetensors_numpy.load_file(written)
+  biases = sum(name.endswith('.bias') for name in tensors)
+  assert biases == 11 * 6 + 1 and ('lm_head.weight' in tensors) == bool(changes)
+  wanted_VD = params['wte']['embedding'][:7].astype(np.float32)
+  np.testing.assert_array_equal(tensors['transformer.wte.weight'], wanted_VD)
+  safetensors_numpy.save_file(tensors, tmp_path / 'theirs', metadata={'format': 'pt'})
+  assert written.read_bytes() == (tmp_path / 'theirs').read_bytes()
+
+
+@pytest.fixture
+def shown(monkeypatch):
+  """What bars are told."""
+  found = []
+  monkeypatch.setattr(progress.Bar, 'show', lambda bar, *args: found.append(args))
+  return found
+
+
+@pytest.mark.parametrize('scan_layers', [False, True])
+@pytest.mark.parametrize(
+  'open_model, path',
+  [
+    (huggingface.open_model, _FIXTURES / 'tied'),
+    (huggingface.open_model, _FIXTURES / 'sharded'),
+    (huggingface.open_model, _FIXTURES / 'untied'),
+    (openai.open_model, _FIXTURES.parent / 'openai_tiny'),
+  ],
+)
+def test_reading_tells_its_progress_tensor_by_tensor(shown, open_model, path, scan_layers):
+  model = open_model(path)
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  config = dataclasses.replace(model.config, scan_layers=scan_layers, pad_vocab_to=128)
+  model.params(gpt.abstract_params(config, device))
+  sizes = [math.prod(tensor.shape) for tensor in model.tensors.values()]
+  what, done, total = zip(*shown, strict=True)
+  assert set(what) == {f'reading {path}'} and set(total) == {sum(sizes)}
+  assert done[0] == 0 and done[-1] == sum(sizes)
+  assert sorted(np.diff(done)) == sorted(sizes)
+
+
+def test_writing_tells_its_progress_tensor_by_tensor(tmp_path, shown):
+  model = read(_FIXTURES / 'tied')
+  shown.clear()
+  huggingface.write_model(tmp_path / 'out', model.config, model.params, None)
+  sizes = [math.prod(shape) * 4 for _, shape in published.shapes(model.config)]
+  what, done, total = zip(*shown, strict=True)
+  assert set(what) == {f'writing {tmp_path}/out/model.safetensors'} and set(total) == {sum(sizes)}
+  assert done[0] == 0 and sorted(np.diff(done)) == sorted(sizes)
+
+
+def test_nothing_is_printed_without_a_terminal(capfd, monkeypatch):
+  monkeypatch.setattr(progress, '_DELAY', 0)
+  gpt_jax.load(_FIXTURES / 'tied')
+  assert capfd.readouterr() == ('', '')
+
+
 def test_the_tokenizer_of_gpt2_has_the_files_of_hugging_face(tmp_path, vocabulary):
   config = config_lib.ModelConfig(n_layer=1, n_head=1, n_embd=1, block_size=2, vocab_size=50257)
   params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), gpt.abstract_params(config))
@@ -197,7 +264,9 @@ def test_masks_and_a_second_head_are_left_out(copy):
     ('n_head', 3, ['n_embd (8)', 'n_head (3)']),
     ('n_layer', 3, ['2 layers', '3']),
     ('n_layer', 10**12, ['2 layers', '1000000000000']),
-    ('n_embd', 2**80, ['8 columns in wte.weight']),
+    ('n_embd', 2**80, ['wte.weight has shape (101, 8), the config asks for (101, 1208925819614']),
+    ('vocab_size', 10**30, ['wte.weight', '(101, 8)', '(1000000000000000']),
+    ('n_positions', 10**30, ['wpe.weight', '(16, 8)', '(1000000000000000']),
     ('n_positions', 17, ['wpe.weight', '(16, 8)', '(17, 8)']),
     ('vocab_size', 100, ['wte.weight', '(101, 8)', '(100, 8)']),
     ('tie_word_embeddings', False, ['lm_head.weight', 'missing']),

@@ -1,0 +1,82 @@
+"""Low-rank adapters (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models").
+
+A linear layer keeps its weights W and learns a change of low rank beside them:
+x·W + b + (alpha / rank) (x·A)·B. In the tree of parameters A is `lora_a` and B is `lora_b`, beside
+the layer's `kernel`; all else is the base. Without adapters the base itself is trained.
+
+Shapes in names: B batch, L length, D inputs, F outputs (features), R rank.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+
+from gpt_jax import config as config_lib
+
+_NAMES = ('lora_a', 'lora_b')
+
+
+class Dense(nn.Dense):
+  """A linear layer with an adapter, which adds nothing at first: A is random, B is 0 (§4.1).
+
+  The product W + A·B is never made, so neither is the gradient of W.
+
+  Attributes:
+    rank: R, at least 1.
+    alpha: The adapter counts alpha / rank.
+  """
+
+  rank: int = 1
+  alpha: float = 1.0
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    y_BLF = super().__call__(x_BLD)
+    # Gaussian, such that x·A is as large as x.
+    init_a = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
+    a_DR = self.param('lora_a', init_a, (x_BLD.shape[-1], self.rank))
+    b_RF = self.param('lora_b', nn.initializers.zeros, (self.rank, self.features))
+    x_BLD, a_DR, b_RF = nn.dtypes.promote_dtype(x_BLD, a_DR, b_RF, dtype=self.dtype)
+    dot = self.dot_general or jax.lax.dot_general
+    last_with_first = (((x_BLD.ndim - 1,), (0,)), ((), ()))
+    z_BLF = dot(dot(x_BLD, a_DR, last_with_first), b_RF, last_with_first)
+    return y_BLF + self.alpha / self.rank * z_BLF
+
+
+def split(params: Any) -> tuple[Any, Any]:
+  """The adapters of a tree of parameters, and its base: two trees without each other's leaves."""
+  leaves = traverse_util.flatten_dict(params)
+  adapters = {path: leaf for path, leaf in leaves.items() if path[-1] in _NAMES}
+  base = {path: leaf for path, leaf in leaves.items() if path not in adapters}
+  return traverse_util.unflatten_dict(adapters), traverse_util.unflatten_dict(base)
+
+
+def split_trained(params: Any) -> tuple[Any, Any]:
+  """What of the parameters is trained, and what is frozen: the adapters if there are, else all."""
+  adapters, base = split(params)
+  return (adapters, base) if adapters else (base, {})
+
+
+def join(one: Any, other: Any) -> Any:
+  """The tree that was split into these two."""
+  leaves = traverse_util.flatten_dict(one) | traverse_util.flatten_dict(other)
+  return traverse_util.unflatten_dict(leaves)
+
+
+def merge(config: config_lib.ModelConfig, params: Any) -> Any:
+  """Parameters that compute the same without adapters: W + (alpha / rank) A·B for each W.
+
+  `params` may be the tree of any `config` with adapters, layers scanned or not.
+  """
+  adapters, base = map(traverse_util.flatten_dict, split(params))
+  merged = dict(base)
+  for *module, name in adapters:
+    if name == 'lora_a':
+      a, b = (adapters[*module, name] for name in _NAMES)
+      # Layers that are scanned have one more, leading axis. A GPU would round factors to 10 bits.
+      product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+      merged[*module, 'kernel'] += config.lora_alpha / config.lora_rank * product
+  return traverse_util.unflatten_dict(merged)
