@@ -141,7 +141,7 @@ def decode(
     model: The model.
     params: Its parameters.
     state: With room in the window of each row that has not ended, for the last new token too.
-    hidden_BMD: Of the tokens that the model has seen; float32, each of length 1.
+    hidden_BMD: Of the known tokens, the last one included; float32, each of length 1.
     sampling: Its bias, penalties and bans are applied.
     alpha: May be traced.
     goal: At least 0; may be traced.
@@ -161,9 +161,8 @@ def decode(
   (cache, tokens_BM), text = state
   position_B = cache.length_B
   last_B1 = jnp.take_along_axis(tokens_BM, position_B[:, None], axis=1)
-  logits_B1V, hidden_B1D, cache = _apply(model, params, last_B1, cache)
+  logits_B1V, cache = decode_lib.apply(model, params, last_B1, cache)
   window = decode_lib.Window(cache._replace(length_B=position_B), tokens_BM)
-  hidden_BMD = decode_lib.put(hidden_BMD, hidden_B1D[:, 0], position_B, position_B >= 0)
   start = State(decode_lib.State(window, text), hidden_BMD, logits_B1V[:, 0])
   main, hidden_BMD, _ = jax.lax.while_loop(lambda state: active(state).any(), add_token, start)
   return main, hidden_BMD

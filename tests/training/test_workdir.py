@@ -58,6 +58,7 @@ def _with(values):
   config = config_lib.Config()
   config.model.vocab_size = 257
   config.data.tokenizer = 'byte'
+  config.init_from = 'runs/base'  # which adapters need
   for key, value in values.items():
     section, _, name = key.rpartition('.')
     setattr(getattr(config, section) if section else config, name, value)
