@@ -5,7 +5,6 @@ Prints the text with its tokens set apart, their ids, and how many they are. Wit
 only a part of a character. Exit code 2: something to mend.
 """
 
-import io
 import os
 import pathlib
 import sys
@@ -158,15 +157,9 @@ def _read_file(file: str) -> bytes:
 
 def _print(lines: Iterable[str]) -> None:
   """Prints to whoever still reads."""
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(encoding='utf-8')  # whatever the locale: tokens are any characters
-  try:
+  with cli.output():
     for line in filter(None, lines):
       print(line)
-    sys.stdout.flush()
-  except BrokenPipeError:
-    # Python flushes once more at its exit, which nobody shall hear of.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == '__main__':

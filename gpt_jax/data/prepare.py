@@ -6,14 +6,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from gpt_jax import config, errors
+from gpt_jax import config, errors, user_cache
 from gpt_jax.data import sources, store, tokenizers
 from gpt_jax.data.batches import sides
 from gpt_jax.data.store import encoding, locking, ready, workers, writer
@@ -110,8 +109,7 @@ def cache_folder(cache_dir: str) -> pathlib.Path:
   """Where stores are kept, for the value of `data.cache_dir`."""
   if cache_dir:
     return pathlib.Path(cache_dir).expanduser()
-  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return pathlib.Path(home, 'gpt_jax', 'tokens')
+  return user_cache.folder() / 'tokens'
 
 
 class _Job:

@@ -24,7 +24,6 @@ from gpt_jax import config as config_lib
 from gpt_jax import validation
 from gpt_jax.generation import decode as decode_lib
 from gpt_jax.generation import engine as engine_lib
-from gpt_jax.generation import processors
 from gpt_jax.generation import sampling as sampling_lib
 from gpt_jax.models import gpt
 
@@ -190,7 +189,9 @@ def _step(
   U, K = state.scores_UK.shape
   logits_RV, beams = decode_lib.next_logits(model, params, state.beams)
   V = logits_RV.shape[-1]
-  token_scores_RV = _adjusted(sampling, beams, jax.nn.log_softmax(logits_RV))
+  token_scores_RV = sampling_lib.adjust(
+    sampling, jax.nn.log_softmax(logits_RV), decode_lib.history(beams)
+  )
   all_UKV = state.scores_UK[:, :, None] + token_scores_RV.reshape(U, K, V)
   score_UC, place_UC = jax.lax.top_k(all_UKV.reshape(U, K * V), 2 * K)
   token_UC, row_UC = place_UC % V, place_UC // V + K * jnp.arange(U)[:, None]
@@ -224,35 +225,6 @@ def _step(
     best,
     ~going_U | hopeless_U | (produced_U >= goal),
   )
-
-
-def _adjusted(
-  sampling: sampling_lib.Sampling, state: decode_lib.State, log_probs_RV: jax.Array
-) -> jax.Array:
-  """The scores of tokens: what bias, penalties and bans make of their log-probabilities."""
-  (cache, tokens_RM), text = state
-  scores_RV = log_probs_RV
-  if sampling.bias_V is not None:
-    scores_RV = processors.bias(scores_RV, sampling.bias_V)
-  if text.counts_BV is not None and text.prompt_BV is not None:
-    seen_RV = text.prompt_BV | (text.counts_BV > 0)
-    if sampling.repetition_penalty is not None:
-      scores_RV = processors.repetition_penalty(scores_RV, seen_RV, sampling.repetition_penalty)
-    for penalty, penalise in (
-      (sampling.presence_penalty, processors.presence_penalty),
-      (sampling.frequency_penalty, processors.frequency_penalty),
-    ):
-      if penalty is not None:
-        scores_RV = penalise(scores_RV, text.counts_BV, penalty)
-  if sampling.no_repeat_ngram:
-    scores_RV = processors.no_repeat_ngram(
-      scores_RV, tokens_RM, cache.length_B + 1, sampling.no_repeat_ngram
-    )
-  if sampling.min_new_tokens is not None:
-    scores_RV = processors.minimum_length(
-      scores_RV, text.produced_B[:, None], sampling.min_new_tokens, sampling.end_of_text
-    )
-  return scores_RV
 
 
 def _take(state: decode_lib.State, row_B: jax.Array) -> decode_lib.State:

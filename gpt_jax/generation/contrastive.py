@@ -214,15 +214,9 @@ def _apply(
   model: gpt.GPT, params: Any, tokens_BL: jax.Array, cache: gpt.KVCache
 ) -> tuple[jax.Array, jax.Array, gpt.KVCache]:
   """As `decode.apply`, with hidden_BLD between, float32 and each of length 1."""
-  result: Any = model.apply(
-    {'params': params},
-    tokens_BL,
-    cache=cache,
-    capture_intermediates=lambda module, _: module.name == 'ln_f',
-    mutable='intermediates',
-  )
-  (logits_BLV, cache), captured = result
-  hidden_BLD = captured['intermediates']['ln_f']['__call__'][0].astype(jnp.float32)
+  result: Any = gpt.with_hidden(model, params, tokens_BL, cache=cache)
+  logits_BLV, hidden_BLD, cache = result
+  hidden_BLD = hidden_BLD.astype(jnp.float32)
   squares_BL1 = (hidden_BLD**2).sum(-1, keepdims=True)
   tiny = jnp.finfo(jnp.float32).tiny
   return logits_BLV, hidden_BLD * jax.lax.rsqrt(jnp.maximum(squares_BL1, tiny)), cache

@@ -150,15 +150,15 @@ def next_logits(model: gpt.GPT, params: Any, state: State) -> tuple[jax.Array, S
 
 def processed(sampling: sampling_lib.Sampling, state: State, logits_BV: jax.Array) -> jax.Array:
   """The logits that the next token of each row is drawn from."""
-  window, text = state
-  history = sampling_lib.History(
-    window.tokens_BM,
-    window.cache.length_B + 1,
-    text.produced_B,
-    text.prompt_BV,
-    text.counts_BV,
+  return sampling_lib.process(sampling, logits_BV, history(state))
+
+
+def history(state: State) -> sampling_lib.History:
+  """What processors may ask about `state`."""
+  (cache, tokens_BM), text = state
+  return sampling_lib.History(
+    tokens_BM, cache.length_B + 1, text.produced_B, text.prompt_BV, text.counts_BV
   )
-  return sampling_lib.process(sampling, logits_BV, history)
 
 
 def add(

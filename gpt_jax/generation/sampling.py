@@ -96,8 +96,8 @@ class History(NamedTuple):
   counts_BV: jax.Array | None
 
 
-def process(sampling: Sampling, logits_BV: jax.Array, history: History) -> jax.Array:
-  """The logits that tokens are drawn from, float32 (B, V); the order is the usual one."""
+def adjust(sampling: Sampling, logits_BV: jax.Array, history: History) -> jax.Array:
+  """What bias, penalties and bans make of logits or log-probabilities, float32 (B, V)."""
   if sampling.bias_V is not None:
     logits_BV = processors.bias(logits_BV, sampling.bias_V)
   if history.counts_BV is not None and history.prompt_BV is not None:
@@ -110,6 +110,12 @@ def process(sampling: Sampling, logits_BV: jax.Array, history: History) -> jax.A
     logits_BV = processors.minimum_length(
       logits_BV, history.produced_B[:, None], sampling.min_new_tokens, sampling.end_of_text
     )
+  return logits_BV
+
+
+def process(sampling: Sampling, logits_BV: jax.Array, history: History) -> jax.Array:
+  """The logits that tokens are drawn from, float32 (B, V); the order is the usual one."""
+  logits_BV = adjust(sampling, logits_BV, history)
   if sampling.temperature is None:
     return processors.temperature(logits_BV, 0)
   logits_BV = processors.temperature(logits_BV, sampling.temperature)

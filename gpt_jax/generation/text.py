@@ -232,9 +232,9 @@ class TextModel:
     model = gpt.GPT(self.config)
 
     def mean(params: Any, tokens_BL: jax.Array, length_B: jax.Array) -> jax.Array:
-      hidden_BLD = gpt.last_hidden(model, params, tokens_BL).astype(np.float32)
+      _, hidden_BLD, _ = gpt.with_hidden(model, params, tokens_BL)
       known_BL1 = (np.arange(tokens_BL.shape[1]) < length_B[:, None])[..., None]
-      return (hidden_BLD * known_BL1).sum(1) / length_B[:, None]
+      return (hidden_BLD.astype(np.float32) * known_BL1).sum(1) / length_B[:, None]
 
     return jax.jit(mean)
 

@@ -303,16 +303,19 @@ def take_rows(cache: KVCache, rows_R: jax.Array) -> KVCache:
   return KVCache(jax.tree.map(take, cache.layers), cache.length_B[rows_R])
 
 
-def last_hidden(model: GPT, params: Any, tokens_BL: jax.Array) -> jax.Array:
-  """What the output layer reads, of each position: (B, L, D)."""
-  _, state = model.apply(
+def with_hidden(
+  model: GPT, params: Any, tokens_BL: jax.Array, *, cache: KVCache | None = None
+) -> tuple[jax.Array, jax.Array, KVCache | None]:
+  """As the model, with hidden_BLD in the middle: what the output layer reads of each position."""
+  result: Any = model.apply(
     {'params': params},
     tokens_BL,
+    cache=cache,
     capture_intermediates=lambda module, _: module.name == 'ln_f',
     mutable='intermediates',
   )
-  hidden: Any = state
-  return hidden['intermediates']['ln_f']['__call__'][0]
+  (logits_BLV, cache), captured = result
+  return logits_BLV, captured['intermediates']['ln_f']['__call__'][0], cache
 
 
 def abstract_params(

@@ -46,7 +46,7 @@ def _forward(**changes):
   @jax.jit
   def both(tokens_BL):
     logits_BLV, _ = model.apply({'params': made.params}, tokens_BL)
-    return logits_BLV[0, :, :VOCAB], gpt.last_hidden(model, made.params, tokens_BL)[0]
+    return logits_BLV[0, :, :VOCAB], gpt.with_hidden(model, made.params, tokens_BL)[1][0]
 
   @functools.cache
   def result(known):

@@ -20,7 +20,7 @@ import tiktoken
 from absl import logging
 from tiktoken_ext import openai_public
 
-from gpt_jax import errors
+from gpt_jax import errors, user_cache
 
 URL = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe'
 SHA256 = '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5'
@@ -148,8 +148,7 @@ def _cache_folders() -> list[pathlib.Path]:
 
 
 def _own_cache() -> pathlib.Path:
-  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return pathlib.Path(home, 'gpt_jax', 'tiktoken')
+  return user_cache.folder() / 'tiktoken'
 
 
 def _cache_name() -> str:
