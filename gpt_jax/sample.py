@@ -19,7 +19,7 @@ from absl import flags
 from gpt_jax import cli, config, errors, user_cache, validation
 
 if TYPE_CHECKING:
-  from gpt_jax.generation import text
+  from gpt_jax.generation import results, text
 
 _SEPARATOR = '-' * 40
 _DEFINE: dict[type, Any] = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
@@ -109,7 +109,7 @@ def main(values: flags.FlagValues) -> None:
       raise errors.UserError(_own_options(str(e))) from e
     interactive.tell_slides(max(s.slides for s in samples), loaded.model.config.block_size)
     if values.stats:
-      print(watch.table(samples), file=sys.stderr)
+      print(watch.table(samples, draft=bool(values.draft)), file=sys.stderr)
 
 
 def _check(values: flags.FlagValues) -> _Request:
@@ -193,7 +193,7 @@ class _Watch:
     if self._first is None:
       self._first = self._ended
 
-  def table(self, samples: 'list[text.Sample]') -> str:
+  def table(self, samples: 'list[results.Sample]', *, draft: bool) -> str:
     """What it measured, a row for each figure."""
     first = self._loaded if self._first is None else self._first
     tokens = sum(len(sample.tokens) for sample in samples)
@@ -203,6 +203,9 @@ class _Watch:
       ('the others', f'{self._ended - first:.2f} s'),
       ('tokens', f'{tokens:,} in {len(samples):,} text{"" if len(samples) == 1 else "s"}'),
     ]
+    if draft and tokens:
+      guessed = sum(sample.guessed for sample in samples)
+      rows.append(('draft', f'guessed {guessed / tokens:.0%} of them'))
     if tokens > len(samples) and self._ended > first:
       rate = (tokens - len(samples)) / (self._ended - first)
       rows.append(('rate', f'{rate:,.0f} tokens/s after the first'))
@@ -215,7 +218,7 @@ def _write(
   request: _Request,
   values: flags.FlagValues,
   watch: _Watch,
-) -> 'list[text.Sample]':
+) -> 'list[results.Sample]':
   """Generates all texts and prints them."""
   from gpt_jax import progress
   from gpt_jax.generation import interactive
@@ -245,7 +248,7 @@ def _write(
   return samples
 
 
-def _json(prompt: str, index: int, sample: 'text.Sample') -> str:
+def _json(prompt: str, index: int, sample: 'results.Sample') -> str:
   record = {'prompt': prompt, 'index': index, 'text': sample.text, 'tokens': sample.tokens}
   if sample.log_probs is not None:
     record['log_probs'] = sample.log_probs

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import cli, config, evaluate, loading, progress
+from tests import tiny_run
 
 TEXT = 'some text to learn from\n' * 4
 
@@ -16,26 +17,7 @@ TEXT = 'some text to learn from\n' * 4
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   """The workdir of a run of two steps, which knows the letters of TEXT."""
-  from gpt_jax import train
-
-  folder = tmp_path_factory.mktemp('trained')
-  (folder / 'text.txt').write_text(TEXT * 10)
-  (folder / 'mine.py').write_text(
-    'from gpt_jax import config as c\n\n'
-    'def get_config():\n'
-    '  return c.Config(\n'
-    '    model=c.ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=8, pad_vocab_to=1),\n'
-    f"    data=c.DataConfig(source='text:{folder}/text.txt', tokenizer='char',"
-    f" cache_dir='{folder}/cache'),\n"
-    '    train=c.TrainConfig(steps=2, batch_size=8, eval_batches=1, checkpoint_every=1),\n'
-    '    optimizer=c.OptimizerConfig(warmup_steps=0),\n'
-    '  )\n'
-  )
-  values = train.define_flags()
-  argv = ['train', f'--config={folder}/mine.py', f'--workdir={folder}/run']
-  cli.parse(values, argv, takes_config=True)
-  train.main(values)
-  return folder / 'run'
+  return tiny_run.train(tmp_path_factory.mktemp('trained'), TEXT * 10, block_size=8, steps=2)
 
 
 @pytest.fixture

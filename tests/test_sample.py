@@ -15,8 +15,9 @@ import pytest
 
 import gpt_jax
 from gpt_jax import cli, config, device_memory, errors, loading, sample, user_cache
-from gpt_jax.generation import interactive, parsing
+from gpt_jax.generation import interactive, parsing, results
 from gpt_jax.generation import text as text_lib
+from tests import tiny_run
 
 _ROOT = pathlib.Path(gpt_jax.__file__).resolve().parents[1]
 TEXT = 'some text to learn from, /: \\ ☃\n' * 40
@@ -26,26 +27,7 @@ SHORT = '--max_new_tokens=6'
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   """The workdir of a run of a step, which knows the letters of TEXT."""
-  from gpt_jax import train
-
-  folder = tmp_path_factory.mktemp('trained')
-  (folder / 'text.txt').write_text(TEXT)
-  (folder / 'mine.py').write_text(
-    'from gpt_jax import config as c\n\n'
-    'def get_config():\n'
-    '  return c.Config(\n'
-    '    model=c.ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=16, pad_vocab_to=1),\n'
-    f"    data=c.DataConfig(source='text:{folder}/text.txt', tokenizer='char',"
-    f" cache_dir='{folder}/cache'),\n"
-    '    train=c.TrainConfig(steps=1, batch_size=8, eval_batches=1, checkpoint_every=1),\n'
-    '    optimizer=c.OptimizerConfig(warmup_steps=0),\n'
-    '  )\n'
-  )
-  values = train.define_flags()
-  argv = ['train', f'--config={folder}/mine.py', f'--workdir={folder}/run']
-  cli.parse(values, argv, takes_config=True)
-  train.main(values)
-  return folder / 'run'
+  return tiny_run.train(tmp_path_factory.mktemp('trained'), TEXT, block_size=16, steps=1)
 
 
 @pytest.fixture(scope='module')
@@ -148,7 +130,7 @@ def test_a_text_comes_while_it_is_written(command, monkeypatch):
 
 
 def test_beams_are_printed_when_they_are_done(model, capsys, monkeypatch):
-  done = text_lib.Sample('text', [1], None, 'length', 0)
+  done = results.Sample('text', [1], None, 'length', 0, 0)
   monkeypatch.setattr(text_lib.TextModel, 'generate', lambda *_, **values: [done])
   settings = config.GenerationConfig(num_beams=2)
   assert interactive.write(model, 'some', settings, {}) == done
@@ -242,11 +224,12 @@ def test_the_rate_leaves_out_what_was_compiled(monkeypatch):
   watch = sample._Watch(8.0)
   for clock[0] in (15.0, 16.0, 17.0):
     watch.look()
-  texts = [text_lib.Sample('', [1] * 11, None, 'length', 0)] * 2
-  rows = {line[:16].strip(): line[16:] for line in watch.table(texts).splitlines()}
+  texts = [results.Sample('', [1] * 11, None, 'length', 0, guessed) for guessed in (0, 11)]
+  rows = {line[:16].strip(): line[16:] for line in watch.table(texts, draft=True).splitlines()}
   assert rows['load'] == '2.00 s' and rows['first token'].startswith('5.00 s')
   assert rows['the others'] == '2.00 s' and rows['tokens'] == '22 in 2 texts'
-  assert rows['rate'].startswith('10 tokens/s')
+  assert rows['rate'].startswith('10 tokens/s') and rows['draft'].startswith('guessed 50%')
+  assert 'draft' not in watch.table(texts, draft=False)
 
 
 def test_stats_are_told_on_standard_error(command):

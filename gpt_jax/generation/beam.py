@@ -25,7 +25,7 @@ from gpt_jax import validation
 from gpt_jax.generation import decode as decode_lib
 from gpt_jax.generation import engine as engine_lib
 from gpt_jax.generation import sampling as sampling_lib
-from gpt_jax.models import gpt
+from gpt_jax.models import attention, gpt
 
 
 class Best(NamedTuple):
@@ -230,7 +230,7 @@ def _step(
 def _take(state: decode_lib.State, row_B: jax.Array) -> decode_lib.State:
   """These rows of `state`."""
   (cache, tokens_RM), text = state
-  window = decode_lib.Window(gpt.take_rows(cache, row_B), tokens_RM[row_B])
+  window = decode_lib.Window(attention.take_rows(cache, row_B), tokens_RM[row_B])
   return decode_lib.State(window, jax.tree.map(lambda x: x[row_B], text))
 
 

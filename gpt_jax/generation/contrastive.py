@@ -26,7 +26,7 @@ from gpt_jax import errors
 from gpt_jax.generation import decode as decode_lib
 from gpt_jax.generation import engine as engine_lib
 from gpt_jax.generation import sampling as sampling_lib
-from gpt_jax.models import gpt
+from gpt_jax.models import attention, gpt
 
 
 class State(NamedTuple):
@@ -119,7 +119,7 @@ def prefill(
 ) -> tuple[decode_lib.Window, jax.Array]:
   """A window that knows the prompts, as `generation.decode.prefill`, and its hidden_BMD."""
   config, (U, L) = model.config, tokens_UL.shape
-  _, hidden_ULD, cache = _apply(model, params, tokens_UL, gpt.empty_cache(config, U, size))
+  _, hidden_ULD, cache = _apply(model, params, tokens_UL, attention.empty_cache(config, U, size))
   hidden_BMD = jnp.zeros((rows_B.size, size, config.n_embd)).at[:, :L].set(hidden_ULD[rows_B])
   return decode_lib.window_of(cache, tokens_UL, length_U, rows_B, size=size), hidden_BMD
 
@@ -186,7 +186,7 @@ def _add_token(
   p_Bk = jnp.take_along_axis(jax.nn.softmax(choices_BV), token_Bk, axis=1)
 
   row_C, position_B = jnp.repeat(jnp.arange(B), candidates), cache.length_B
-  each = gpt.take_rows(cache._replace(length_B=position_B + 1), row_C)
+  each = attention.take_rows(cache._replace(length_B=position_B + 1), row_C)
   logits_C1V, hidden_C1D, each = _apply(model, params, token_Bk.reshape(-1, 1), each)
   hidden_BkD = hidden_C1D.reshape(B, candidates, D)
   # At the default precision, a GPU or TPU would round what is float32.
@@ -199,7 +199,7 @@ def _add_token(
 
   chosen_B = jnp.arange(B) * candidates + choice_B
   token_B = token_Bk.reshape(-1)[chosen_B]
-  chosen = gpt.take_rows(each, chosen_B)._replace(length_B=position_B)
+  chosen = attention.take_rows(each, chosen_B)._replace(length_B=position_B)
   before = decode_lib.State(decode_lib.Window(chosen, tokens_BM), text)
   main = decode_lib.add(sampling, before, token_B, where_B, logits_BV, choices_BV)
   added_B = main.text.produced_B > text.produced_B
@@ -211,8 +211,8 @@ def _add_token(
 
 
 def _apply(
-  model: gpt.GPT, params: Any, tokens_BL: jax.Array, cache: gpt.KVCache
-) -> tuple[jax.Array, jax.Array, gpt.KVCache]:
+  model: gpt.GPT, params: Any, tokens_BL: jax.Array, cache: attention.KVCache
+) -> tuple[jax.Array, jax.Array, attention.KVCache]:
   """As `decode.apply`, with hidden_BLD between, float32 and each of length 1."""
   result: Any = gpt.with_hidden(model, params, tokens_BL, cache=cache)
   logits_BLV, hidden_BLD, cache = result

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.generation import sampling as sampling_lib
-from gpt_jax.models import gpt
+from gpt_jax.models import attention, gpt
 
 
 class Window(NamedTuple):
@@ -23,7 +23,7 @@ class Window(NamedTuple):
   yet to see: the cache is one behind, so that a full one still predicts the token after it.
   """
 
-  cache: gpt.KVCache
+  cache: attention.KVCache
   tokens_BM: jax.Array  # int32, M + 1 of them
 
 
@@ -67,16 +67,23 @@ def prefill(
     size: M, at least L. Static.
   """
   # XLA drops the logits, which nobody uses, from the program.
-  _, cache = apply(model, params, tokens_UL, gpt.empty_cache(model.config, len(tokens_UL), size))
+  _, cache = apply(
+    model, params, tokens_UL, attention.empty_cache(model.config, len(tokens_UL), size)
+  )
   return window_of(cache, tokens_UL, length_U, rows_B, size=size)
 
 
 def window_of(
-  cache: gpt.KVCache, tokens_UL: jax.Array, length_U: jax.Array, rows_B: jax.Array, *, size: int
+  cache: attention.KVCache,
+  tokens_UL: jax.Array,
+  length_U: jax.Array,
+  rows_B: jax.Array,
+  *,
+  size: int,
 ) -> Window:
   """The window of each row, from the cache of the prompts; arguments as of `prefill`."""
   B, L = rows_B.size, tokens_UL.shape[1]
-  cache = gpt.take_rows(cache._replace(length_B=length_U - 1), rows_B)
+  cache = attention.take_rows(cache._replace(length_B=length_U - 1), rows_B)
   tokens_BM = jnp.zeros((B, size + 1), jnp.int32).at[:, :L].set(tokens_UL[rows_B])
   return Window(cache, tokens_BM)
 
@@ -215,8 +222,8 @@ def put(array_BM: jax.Array, value_B: jax.Array, place_B: jax.Array, where_B: ja
 
 
 def apply(
-  model: gpt.GPT, params: Any, tokens_BL: jax.Array, cache: gpt.KVCache
-) -> tuple[jax.Array, gpt.KVCache]:
+  model: gpt.GPT, params: Any, tokens_BL: jax.Array, cache: attention.KVCache
+) -> tuple[jax.Array, attention.KVCache]:
   """The model after what `cache` holds: logits_BLV and the cache with L more positions."""
   result: Any = model.apply({'params': params}, tokens_BL, cache=cache)
   return result

@@ -76,6 +76,7 @@ class Session:
     self._produced = [0] * len(prompts)
     self._ended = [False] * len(prompts)
     self.slides = [0] * len(prompts)  # times that each window slid
+    self.guessed = [0] * len(prompts)  # new tokens that a draft model had guessed
     copies: dict[tuple[int, ...], int] = {}
     self._copies_B = np.zeros(len(prompts), np.int32)
     for row, prompt in enumerate(map(tuple, prompts)):

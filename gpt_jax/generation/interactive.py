@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt_jax import config as config_lib
 from gpt_jax import device_memory, errors, user_cache
-from gpt_jax.generation import options, parsing, text
+from gpt_jax.generation import options, parsing, prompts, results, text
 
 REMEDIES = 'lower --num_samples or --max_new_tokens, or give fewer prompts at a time'
 _SEEDS = 2**32
@@ -25,12 +25,12 @@ Each line is a prompt of its own; an empty one is the start of a text.
 
 def write(
   model: text.TextModel,
-  prompt: text.Prompt,
+  prompt: prompts.Prompt,
   settings: config_lib.GenerationConfig,
   arguments: Mapping[str, Any],
   *,
   watch: Callable[[], None] = lambda: None,
-) -> text.Sample:
+) -> results.Sample:
   """Writes a text to standard output as it comes, without its prompt.
 
   Args:

@@ -26,7 +26,7 @@ from gpt_jax.data import tokenizers
 from gpt_jax.generation import decode as decode_lib
 from gpt_jax.generation import engine as engine_lib
 from gpt_jax.generation import sampling as sampling_lib
-from gpt_jax.models import gpt
+from gpt_jax.models import attention, gpt
 
 # What the key of a token is folded with, for each of its draws.
 _GUESS, _VERDICT, _REPLACEMENT = range(3)
@@ -36,9 +36,8 @@ class State(NamedTuple):
   """All that a round of guesses changes."""
 
   main: decode_lib.State  # of the model
-  draft: gpt.KVCache  # as far filled as the model's
-  proposed: jax.Array  # int32 (): guesses
-  accepted_B: jax.Array  # int32: how many of them became tokens
+  draft: attention.KVCache  # as far filled as the model's
+  guessed_B: jax.Array  # int32: guesses that became tokens
 
 
 class _Proposal(NamedTuple):
@@ -49,14 +48,9 @@ class _Proposal(NamedTuple):
 
 
 class Session(engine_lib.Session):
-  """As `engine.Session`, with a draft model.
+  """As `engine.Session`, with a draft model."""
 
-  Attributes:
-    proposed: Guesses of the draft, over all rows.
-    accepted: How many of them became tokens; those past the last token asked for did not.
-  """
-
-  _draft_cache: gpt.KVCache
+  _draft_cache: attention.KVCache
 
   def __init__(
     self,
@@ -85,21 +79,20 @@ class Session(engine_lib.Session):
     self._program = _program(
       dataclasses.astuple(engine.config), dataclasses.astuple(draft.config), self._guesses
     )
-    self.proposed = self.accepted = 0
     super().__init__(engine, prompts, sampling, max_new_tokens=max_new_tokens, log_probs=log_probs)
 
   def _decode(self, goal: int) -> None:
-    none, none_B = jnp.zeros((), jnp.int32), jnp.zeros(self._copies_B.size, jnp.int32)
-    self._state, self._draft_cache, proposed, accepted_B = self._program(
+    none_B = jnp.zeros(self._copies_B.size, jnp.int32)
+    self._state, self._draft_cache, guessed_B = self._program(
       self._engine.params,
       self._draft.params,
-      State(self._state, self._draft_cache, none, none_B),
+      State(self._state, self._draft_cache, none_B),
       self._sampling,
       self._copies_B,
       goal,
     )
-    self.proposed += int(proposed)
-    self.accepted += int(accepted_B.sum())
+    for row, guessed in enumerate(guessed_B.tolist()):
+      self.guessed[row] += guessed
 
   def _fill(self) -> decode_lib.Window:
     # A round reaches beyond the last position that is kept.
@@ -180,12 +173,11 @@ def decode(
     before_BG = jnp.take_along_axis(guessed.window.tokens_BM, place_BG, axis=1)
     logits_BGV, longer = decode_lib.apply(model, params, before_BG, cache)
     window = decode_lib.Window(longer._replace(length_B=cache.length_B), tokens_BM)
-    main, accepted_B = _judge_all(
+    main, guessed_B = _judge_all(
       decode_lib.State(window, text), logits_BGV, proposal, sampling, keys_B, goal
     )
     filled = guessed.window.cache._replace(length_B=main.window.cache.length_B)
-    proposed = state.proposed + guesses * _active(state.main, goal).sum(dtype=jnp.int32)
-    return State(main, filled, proposed, state.accepted_B + accepted_B)
+    return State(main, filled, state.guessed_B + guessed_B)
 
   return jax.lax.while_loop(lambda state: _active(state.main, goal).any(), add_tokens, state)
 
@@ -235,7 +227,7 @@ def _judge_all(
   Processors see each guess with the text before it, as in decoding without a draft.
 
   Returns:
-    The state, and accepted_B: int32, how many tokens are guesses.
+    The state, and guessed_B: int32, how many of its new tokens are guesses.
   """
 
   def more(carry: tuple[Any, ...]) -> jax.Array:
@@ -243,19 +235,19 @@ def _judge_all(
     return (g < len(proposal.tokens_GB)) & open_B.any()
 
   def judge_next(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-    g, open_B, state, accepted_B = carry
+    g, open_B, state, guessed_B = carry
     logits_BV, guess_B = logits_BGV[:, g], proposal.tokens_GB[g]
     choices_BV = decode_lib.processed(sampling, state, logits_BV)
     token_keys_B = sampling_lib.token_keys(keys_B, state.text.produced_B)
     token_B, right_B = judge(sampling, choices_BV, proposal.choices_GBV[g], guess_B, token_keys_B)
     before_B = state.text.produced_B
     state = decode_lib.add(sampling, state, token_B, open_B, logits_BV, choices_BV)
-    accepted_B += right_B & (state.text.produced_B > before_B)
-    return g + 1, open_B & right_B & _active(state, goal), state, accepted_B
+    guessed_B += right_B & (state.text.produced_B > before_B)
+    return g + 1, open_B & right_B & _active(state, goal), state, guessed_B
 
   start = 0, _active(state, goal), state, jnp.zeros(keys_B.size, jnp.int32)
-  _, _, state, accepted_B = jax.lax.while_loop(more, judge_next, start)
-  return state, accepted_B
+  _, _, state, guessed_B = jax.lax.while_loop(more, judge_next, start)
+  return state, guessed_B
 
 
 def judge(

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors, validation
+from gpt_jax import errors
 from gpt_jax.data import tokenizers
-from gpt_jax.generation import beam, contrastive, engine, options, speculative, streaming
+from gpt_jax.generation import beam, contrastive, engine, options, results, speculative
+from gpt_jax.generation import prompts as prompts_lib
 from gpt_jax.generation import sampling as sampling_lib
 from gpt_jax.models import gpt
 
@@ -20,29 +21,7 @@ _LOOKS = 16  # tokens after which stop strings are looked for
 _PATIENCE = 0.05  # seconds that a stream may take for a part of the text
 _BATCH_PATIENCE = 0.5  # the same for a batch, until it tells its progress and can be interrupted
 
-Prompt = str | Sequence[int] | np.ndarray
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """What the model adds to a prompt.
-
-  Attributes:
-    text: `tokens` decoded, up to a stop string; None if the model has no tokenizer.
-    tokens: The new token ids, without the end of the text; up to the one that completed a stop
-      string.
-    log_probs: Natural logarithms of their probabilities under the model alone (temperature 1, no
-      processors); None unless asked for.
-    ended: Why there are no more: `end_of_text`, `stop` or `length`.
-    slides: Times that the context slid: see `engine.Session`.
-  """
-
-  text: str | None
-  tokens: list[int]
-  log_probs: list[float] | None
-  ended: str
-  slides: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +40,7 @@ class TextModel:
 
   def generate(
     self,
-    prompts: str | Sequence[Prompt],
+    prompts: str | Sequence[prompts_lib.Prompt],
     *,
     stop: Sequence[str] = (),
     ban: Sequence[options.Token] = (),
@@ -70,7 +49,7 @@ class TextModel:
     log_probs: bool = False,
     progress: Progress | None = None,
     **values: Any,
-  ) -> list[Sample]:
+  ) -> list[results.Sample]:
     """Continues each prompt; for several samples of one, repeat it: `generate([prompt] * 5)`.
 
     All are computed together. A result depends on its prompt, `seed`, and which copy of the prompt
@@ -96,12 +75,12 @@ class TextModel:
     settings = options.make(values)
     self._check_draft(draft, settings)
     sampling = self._sampling(settings, stop, ban, logit_bias or {})
-    ids = self._all_ids(prompts)
+    ids = prompts_lib.encode_all(self.config, self.tokenizer, prompts)
     if not ids:
       return []
     self._check_search(ids, settings)
     session = self._session(ids, sampling, settings, draft, log_probs=log_probs)
-    rows = [_Row(self, prompt, stop) for prompt in ids]
+    rows = [results.Row(self.tokenizer, prompt, stop) for prompt in ids]
     count, done = _least(settings, draft), 0
     while not session.done:
       began = time.monotonic()
@@ -115,20 +94,20 @@ class TextModel:
       if time.monotonic() - began < _BATCH_PATIENCE / 2:
         count *= 2
     return [
-      row.sample(log_probs=log_probs, slides=slides)
-      for row, slides in zip(rows, session.slides, strict=True)
+      row.sample(log_probs=log_probs, slides=slides, guessed=guessed)
+      for row, slides, guessed in zip(rows, session.slides, session.guessed, strict=True)
     ]
 
   def stream(
     self,
-    prompt: Prompt,
+    prompt: prompts_lib.Prompt,
     *,
     stop: Sequence[str] = (),
     ban: Sequence[options.Token] = (),
     logit_bias: Mapping[options.Token, float] | None = None,
     draft: 'TextModel | None' = None,
     **values: Any,
-  ) -> Generator[str, None, Sample]:
+  ) -> Generator[str, None, results.Sample]:
     """Continues a prompt, part by part: together the `text` that `generate` gives.
 
     Parts never break a character. Arguments and errors are those of `generate`. The generator
@@ -137,7 +116,7 @@ class TextModel:
     settings = options.make(values)
     self._check_draft(draft, settings)
     sampling = self._sampling(settings, stop, ban, logit_bias or {})
-    (ids,) = self._all_ids([prompt])
+    (ids,) = prompts_lib.encode_all(self.config, self.tokenizer, [prompt])
     self._check_search([ids], settings)
     if self.tokenizer is None:
       raise errors.UserError('the model has no tokenizer, and so no text to stream: use generate')
@@ -150,9 +129,9 @@ class TextModel:
     settings: config_lib.GenerationConfig,
     stop: Sequence[str],
     draft: 'TextModel | None',
-  ) -> Generator[str, None, Sample]:
+  ) -> Generator[str, None, results.Sample]:
     session = self._session([ids], sampling, settings, draft)
-    row, count = _Row(self, ids, stop), _least(settings, draft)
+    row, count = results.Row(self.tokenizer, ids, stop), _least(settings, draft)
     while not session.done and not row.stopped:
       began = time.monotonic()
       ((tokens, _),) = session.advance(count)
@@ -164,27 +143,15 @@ class TextModel:
         count *= 2
     if part := row.finish():
       yield part
-    return row.sample(log_probs=False, slides=session.slides[0])
+    return row.sample(log_probs=False, slides=session.slides[0], guessed=session.guessed[0])
 
-  def encode(self, prompt: Prompt) -> list[int]:
+  def encode(self, prompt: prompts_lib.Prompt) -> list[int]:
     """The token ids that a text is continued from, at least one.
 
     Raises:
       UserError: The model can't read them, or they are more than `block_size`.
     """
-    if isinstance(prompt, str):
-      if not self.tokenizer:
-        raise errors.UserError('the model has no tokenizer: give lists of token ids, not text')
-      prompt = self.tokenizer.encode(prompt)
-      if self.tokenizer.start_of_text is not None:
-        prompt = np.concatenate([[self.tokenizer.start_of_text], prompt])
-    ids = np.asarray(prompt)
-    if ids.ndim != 1:
-      raise errors.UserError(f'{prompt!r} must be text or a list of token ids')
-    if not ids.size:
-      return [self._start()]
-    self._check(ids)
-    return ids.tolist()
+    return prompts_lib.encode(self.config, self.tokenizer, prompt)
 
   def logits(self, tokens_BL: np.ndarray | Sequence[Sequence[int]]) -> jax.Array:
     """Logits of the token after each position, float32 (B, L, `vocab_size`).
@@ -199,10 +166,10 @@ class TextModel:
     if tokens_BL.ndim != 2 or not tokens_BL.size:
       raise errors.UserError(f'tokens of shape {tokens_BL.shape}: it must be (batch, length)')
     for row in tokens_BL:
-      self._check(row)
+      prompts_lib.check(self.config, row)
     return self._forward(self.params, tokens_BL.astype(np.int32))
 
-  def embed(self, texts: str | Sequence[Prompt], *, batch_size: int = 32) -> np.ndarray:
+  def embed(self, texts: str | Sequence[prompts_lib.Prompt], *, batch_size: int = 32) -> np.ndarray:
     """A vector for each text: the mean of the last hidden states over its tokens.
 
     Args:
@@ -215,7 +182,9 @@ class TextModel:
     Raises:
       UserError: Lists every text that is amiss.
     """
-    ids = self._all_ids([texts] if isinstance(texts, str) else texts)
+    ids = prompts_lib.encode_all(
+      self.config, self.tokenizer, [texts] if isinstance(texts, str) else texts
+    )
     vectors = np.zeros((len(ids), self.config.n_embd), np.float32)
     by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for begin in range(0, len(ids), max(1, batch_size)):
@@ -326,86 +295,7 @@ class TextModel:
       settings, vocab_size=config.vocab_size, end_of_text=self.end_of_text, bias_V=bias_V
     )
 
-  def _all_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """The token ids of all prompts; raises `UserError` that names those that are amiss."""
-    ids = []
-    complaints: dict[str, int] = {}  # with the first prompt that each is about
-    for i, prompt in enumerate(prompts):
-      try:
-        ids.append(self.encode(prompt))
-      except errors.UserError as error:
-        complaints.setdefault(str(error), i)
-    validation.fail([f'prompts[{i}]: {complaint}' for complaint, i in complaints.items()])
-    return ids
-
-  def _start(self) -> int:
-    """The token of an empty prompt: what stands before a text, a newline, or token 0."""
-    if self.tokenizer and self.tokenizer.start_of_text is not None:
-      return self.tokenizer.start_of_text
-    if self.end_of_text is not None:
-      return self.end_of_text
-    try:
-      return int(self.tokenizer.encode('\n')[0]) if self.tokenizer else 0
-    except errors.UserError:  # a vocabulary without newline
-      return 0
-
-  def _check(self, ids_L: np.ndarray) -> None:
-    """Raises `UserError` unless the model can read `ids_L`."""
-    if not np.issubdtype(ids_L.dtype, np.integer):
-      raise errors.UserError(f'token ids are {ids_L.dtype}, must be integers')
-    outside = ids_L[(ids_L < 0) | (ids_L >= self.config.vocab_size)]
-    if outside.size:
-      raise errors.UserError(
-        f'token id {outside[0]} is outside the vocabulary: 0 to {self.config.vocab_size - 1}'
-      )
-    if ids_L.size > self.config.block_size:
-      raise errors.UserError(
-        f'{ids_L.size} tokens, at most {self.config.block_size} (the block_size) fit'
-      )
-
 
 def _least(settings: config_lib.GenerationConfig, draft: TextModel | None) -> int:
   """The fewest tokens to ask for at a time: all that a round of guesses can give."""
   return settings.draft_tokens + 1 if draft else 1
-
-
-class _Row:
-  """A text in the making, in tokens and, if the model has a tokenizer, in characters."""
-
-  def __init__(self, model: TextModel, prompt: list[int], stop: Sequence[str]):
-    self._end_of_text = model.end_of_text
-    self._tokens: list[int] = []
-    self._log_probs: list[float] = []
-    self._parts: list[str] = []
-    self._ended = 'length'
-    tokenizer = model.tokenizer
-    self._stream = streaming.TextStream(tokenizer, prompt, stop) if tokenizer else None
-
-  @property
-  def stopped(self) -> bool:
-    return self._ended == 'stop'
-
-  def add(self, tokens: list[int], log_probs: list[float]) -> str:
-    """Takes new tokens; returns the text that is certain now."""
-    if tokens and tokens[-1] == self._end_of_text:
-      tokens, self._ended = tokens[:-1], 'end_of_text'
-    self._tokens += tokens
-    self._log_probs += log_probs
-    if self._stream is None:
-      return ''
-    self._parts.append(self._stream.add(tokens))
-    if self._stream.stopped:
-      self._tokens, self._ended = self._stream.tokens, 'stop'
-    return self._parts[-1]
-
-  def finish(self) -> str:
-    """The rest of the text."""
-    self._parts.append(self._stream.finish() if self._stream else '')
-    return self._parts[-1]
-
-  def sample(self, *, log_probs: bool, slides: int) -> Sample:
-    """All of it."""
-    self.finish()
-    text = ''.join(self._parts) if self._stream else None
-    known = self._log_probs[: len(self._tokens)] if log_probs else None
-    return Sample(text, self._tokens, known, self._ended, slides)

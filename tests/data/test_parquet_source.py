@@ -4,7 +4,6 @@ import concurrent.futures
 import json
 import multiprocessing
 import pathlib
-import pickle
 import tempfile
 
 import hypothesis
@@ -16,6 +15,7 @@ import pytest
 from gpt_jax import errors
 from gpt_jax.data import sources
 from gpt_jax.data.sources import corpus, parquet
+from tests.data import documents
 
 
 def save(path, texts, rows=None, kind=None, **columns):
@@ -25,27 +25,6 @@ def save(path, texts, rows=None, kind=None, **columns):
     {'id': list(range(len(texts))), 'text': pa.array(texts, kind or pa.string()), **columns}
   )
   pq.write_table(table, path, row_group_size=rows)
-
-
-def read(spec, field='text'):
-  """The documents of each split, from parts that were pickled."""
-  splits: dict[str, list[str]] = {}
-  for part in pickle.loads(pickle.dumps(sources.open_source(spec, text_field=field).parts)):
-    documents = splits.setdefault(part.split, [])
-    for piece in part.read():
-      assert piece.last
-      documents.append(sources.decode(piece, invalid_utf8='fail')[0])
-  return splits
-
-
-def fails(spec, *words, field='text'):
-  """Asserts that reading `spec` fails with one paragraph that has all `words`."""
-  with pytest.raises(errors.UserError) as e:
-    read(spec, field)
-  message = str(e.value)
-  assert '\n' not in message
-  for word in words:
-    assert word in message
 
 
 @hypothesis.settings(
@@ -66,7 +45,7 @@ def test_documents_come_back_for_every_part_size(monkeypatch, texts, rows, full,
     for i, column in enumerate(texts):
       save(pathlib.Path(name, f'{i}.parquet'), column, rows)
     whole = [text for column in texts for text in column]
-    assert read(f'parquet:{name}').get('', []) == whole
+    assert documents.read(f'parquet:{name}').get('', []) == whole
     parts = sources.open_source(f'parquet:{name}', text_field='text').parts
     pieces = [piece for part in parts for piece in part.read()]
     assert [piece.place for piece in pieces] == [
@@ -84,7 +63,7 @@ def test_every_kind_of_text_is_read(tmp_path, kind):
   texts = ['one', 'é', '', 'one']
   column = [text.encode() for text in texts] if kind == pa.binary() else texts
   save(tmp_path / 'a.parquet', column, kind=kind)
-  assert read(f'parquet:{tmp_path}/a.parquet') == {'': texts}
+  assert documents.read(f'parquet:{tmp_path}/a.parquet') == {'': texts}
 
 
 def test_splits_are_those_of_hugging_face(tmp_path):
@@ -104,28 +83,28 @@ def test_splits_are_those_of_hugging_face(tmp_path):
   ]
   for name in names:
     save(tmp_path / 'dev' / name, [name])
-  splits = read(f'parquet:{tmp_path}/dev')
+  splits = documents.read(f'parquet:{tmp_path}/dev')
   # The folder that the user names is not a split.
   assert list(splits) == ['train', 'validation', 'test', '', 'extra', 'unsupervised']
   assert splits['train'] == [names[1], names[0], names[8]]
   assert splits['validation'] == [names[2], names[3], names[9], names[5]]
   assert splits['test'] == [names[4], names[10]]
   assert splits[''] == ['other.parquet']
-  assert read(f'parquet:{tmp_path}/dev/{names[8]}') == {'': [names[8]]}
-  assert read(f'parquet:{tmp_path}/dev/train/0*') == {'': [names[8]]}
-  assert read(f'parquet:{tmp_path}/dev/*/0*') == {'train': [names[8]], 'test': [names[4]]}
-  assert read(f'parquet:{tmp_path}/dev/dev.parquet') == {'validation': ['dev.parquet']}
+  assert documents.read(f'parquet:{tmp_path}/dev/{names[8]}') == {'': [names[8]]}
+  assert documents.read(f'parquet:{tmp_path}/dev/train/0*') == {'': [names[8]]}
+  assert documents.read(f'parquet:{tmp_path}/dev/*/0*') == {'train': [names[8]], 'test': [names[4]]}
+  assert documents.read(f'parquet:{tmp_path}/dev/dev.parquet') == {'validation': ['dev.parquet']}
 
 
 def test_a_folder_with_brackets_is_a_folder(tmp_path):
   save(tmp_path / '[x]' / 'deep' / 'a.parquet', ['text'])
-  assert read(f'parquet:{tmp_path}/[x]') == {'': ['text']}
+  assert documents.read(f'parquet:{tmp_path}/[x]') == {'': ['text']}
 
 
 def test_the_column_is_named_by_the_user(tmp_path):
   save(tmp_path / 'a.parquet', ['no'], body=['yes'], **{'a.b': ['dot']})
-  assert read(f'parquet:{tmp_path}', field='body') == {'': ['yes']}
-  assert read(f'parquet:{tmp_path}', field='a.b') == {'': ['dot']}
+  assert documents.read(f'parquet:{tmp_path}', field='body') == {'': ['yes']}
+  assert documents.read(f'parquet:{tmp_path}', field='a.b') == {'': ['dot']}
 
 
 def test_a_part_is_read_in_another_process(tmp_path):
@@ -156,24 +135,24 @@ class TestBadFiles:
   def test_a_missing_column_is_named(self, tmp_path):
     save(tmp_path / 'a.parquet', ['one'])
     words = ('a.parquet', 'no column body', 'id (int64), text (string)', '--config.data.text_field')
-    fails(f'parquet:{tmp_path}', *words, field='body')
+    documents.fails(f'parquet:{tmp_path}', *words, field='body')
 
   @pytest.mark.parametrize('column', [[1], [['a']], [{'x': 'a'}], [None]])
   def test_a_column_of_another_type_is_named(self, tmp_path, column):
     save(tmp_path / 'a.parquet', ['one'], other=column)
     words = ('a.parquet', 'column other has', 'not text', '--config.data.text_field')
-    fails(f'parquet:{tmp_path}', *words, field='other')
+    documents.fails(f'parquet:{tmp_path}', *words, field='other')
 
   def test_null_is_named_with_its_row(self, tmp_path):
     save(tmp_path / 'a.parquet', ['one', 'two', 'three', None, 'five'], rows=2)
-    fails(f'parquet:{tmp_path}', 'a.parquet row 3', 'null', '--config.data.text_field')
+    documents.fails(f'parquet:{tmp_path}', 'a.parquet row 3', 'null', '--config.data.text_field')
 
   def test_what_is_not_utf8_is_named_with_its_row(self, tmp_path):
     bad = pa.array([b'good', b'caf\xe9'])
     for kind in (pa.binary(), pa.string()):
       column = pa.Array.from_buffers(kind, 2, bad.buffers())
       pq.write_table(pa.table({'text': column}), tmp_path / 'a.parquet')
-      fails(f'parquet:{tmp_path}', 'a.parquet row 1', 'byte 0xe9 at offset 3')
+      documents.fails(f'parquet:{tmp_path}', 'a.parquet row 1', 'byte 0xe9 at offset 3')
 
   @pytest.mark.parametrize('damage', ['cut', 'text', 'empty', 'rot'])
   def test_damage_is_named(self, tmp_path, damage):
@@ -189,7 +168,7 @@ class TestBadFiles:
         'rot': data[:middle] + b'\xff' * (2 * middle) + data[3 * middle :],
       }[damage]
     )
-    fails(f'parquet:{tmp_path}', 'a.parquet', 'damaged', '--config.data.source')
+    documents.fails(f'parquet:{tmp_path}', 'a.parquet', 'damaged', '--config.data.source')
 
   def test_a_file_that_vanishes_or_shrinks_is_named(self, tmp_path):
     save(tmp_path / 'a.parquet', ['one', 'two'], rows=1)
@@ -203,5 +182,5 @@ class TestBadFiles:
 
   def test_missing_things_are_named(self, tmp_path):
     (tmp_path / 'a.txt').write_text('')
-    fails(f'parquet:{tmp_path}', f'{tmp_path}/**/*.parquet', 'matches no file')
-    fails(f'parquet:{tmp_path}/none.parquet', 'no such file')
+    documents.fails(f'parquet:{tmp_path}', f'{tmp_path}/**/*.parquet', 'matches no file')
+    documents.fails(f'parquet:{tmp_path}/none.parquet', 'no such file')

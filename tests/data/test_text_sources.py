@@ -19,21 +19,7 @@ import zstandard
 from gpt_jax import errors
 from gpt_jax.data import sources
 from gpt_jax.data.sources import corpus, text_files
-
-
-@pytest.fixture
-def fails():
-  """Asserts that reading a spec fails with one paragraph that has all the words."""
-
-  def check(spec, *words, field='text'):
-    with pytest.raises(errors.UserError) as e:
-      read(spec, field)
-    message = str(e.value)
-    assert '\n' not in message
-    for word in words:
-      assert word in message
-
-  return check
+from tests.data import documents
 
 
 def read(spec, field='text', policy='fail'):
@@ -112,28 +98,28 @@ class TestFiles:
     assert read(f'text:{tmp_path}/*') == ['', 'text', '']
 
   @pytest.mark.parametrize('mark', [b'', b'\xef\xbb\xbf'])
-  def test_what_is_not_utf8_is_named_with_its_place(self, tmp_path, mark, fails):
+  def test_what_is_not_utf8_is_named_with_its_place(self, tmp_path, mark):
     (tmp_path / 'latin').write_bytes(mark + 'é'.encode() + b'caf\xe9')
     where = f'latin from byte {len(mark)}' if mark else 'latin is'
-    fails(f'text:{tmp_path}/latin', where, '0xe9 at offset 5')
+    documents.fails(f'text:{tmp_path}/latin', where, '0xe9 at offset 5')
     assert read(f'text:{tmp_path}/latin', policy='replace') == ['écaf\ufffd']
 
   @pytest.mark.parametrize(('kind', 'ending'), [('text', '.txt'), ('jsonl', '.jsonl')])
-  def test_missing_things_are_named(self, tmp_path, kind, ending, fails):
-    fails(f'{kind}:{tmp_path}/none.txt', f'{kind}:{tmp_path}/none.txt', 'no such file')
-    fails(f'{kind}:{tmp_path}/*.txt', f'{kind}:{tmp_path}/*.txt', 'matches no file')
-    fails(f'{kind}:{tmp_path}', 'is a directory', f'{kind}:{tmp_path}/**/*{ending}')
-    fails(f'{kind}:{os.devnull}', os.devnull, 'no regular file')
-    fails(f'{kind}:a + b', 'no such file', 'begins behind " + "')
+  def test_missing_things_are_named(self, tmp_path, kind, ending):
+    documents.fails(f'{kind}:{tmp_path}/none.txt', f'{kind}:{tmp_path}/none.txt', 'no such file')
+    documents.fails(f'{kind}:{tmp_path}/*.txt', f'{kind}:{tmp_path}/*.txt', 'matches no file')
+    documents.fails(f'{kind}:{tmp_path}', 'is a directory', f'{kind}:{tmp_path}/**/*{ending}')
+    documents.fails(f'{kind}:{os.devnull}', os.devnull, 'no regular file')
+    documents.fails(f'{kind}:a + b', 'no such file', 'begins behind " + "')
 
-  def test_a_file_that_cannot_be_read_is_named(self, tmp_path, monkeypatch, fails):
+  def test_a_file_that_cannot_be_read_is_named(self, tmp_path, monkeypatch):
     (tmp_path / 'secret').write_text('text')
 
     def denied(*args, **kwargs):
       raise PermissionError(13, 'Permission denied')
 
     monkeypatch.setattr(pathlib.Path, 'open', denied)
-    fails(f'text:{tmp_path}/secret', 'secret', 'Permission denied')
+    documents.fails(f'text:{tmp_path}/secret', 'secret', 'Permission denied')
 
   def test_a_file_that_vanishes_is_named(self, tmp_path):
     (tmp_path / 'a').write_text('text')
@@ -191,7 +177,7 @@ class TestCompression:
   @pytest.mark.parametrize(
     'damage', ['cut', 'cut in the second frame', 'other', 'tail', 'rot', 'block']
   )
-  def test_damage_is_named(self, tmp_path, kind, ending, damage, fails):
+  def test_damage_is_named(self, tmp_path, kind, ending, damage):
     data = b''.join(b'{"text": "%d"}\n' % i for i in range(500))
     good = compress(data, ending)
     (tmp_path / f'a{ending}').write_bytes(
@@ -204,7 +190,7 @@ class TestCompression:
         'rot': good[: len(good) // 2] + bytes(40) + good[len(good) // 2 + 40 :],
       }[damage]
     )
-    fails(f'{kind}:{tmp_path}/a{ending}', f'a{ending}', 'damaged', '--config.data.source')
+    documents.fails(f'{kind}:{tmp_path}/a{ending}', f'a{ending}', 'damaged', '--config.data.source')
 
 
 class TestParts:
@@ -306,10 +292,10 @@ class TestPieces:
     (part,) = sources.open_source(f'text:{tmp_path}/a', text_field='text').parts
     assert list(part.read()) == [sources.Piece(str(tmp_path / 'a'), b'two words')]
 
-  def test_a_bad_byte_far_inside_is_named(self, tmp_path, monkeypatch, fails):
+  def test_a_bad_byte_far_inside_is_named(self, tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, '_PIECE_BYTES', 10)
     (tmp_path / 'a').write_bytes(b'some words \xff some more words')
-    fails(f'text:{tmp_path}/a', 'a from byte 4 ', 'offset 7')
+    documents.fails(f'text:{tmp_path}/a', 'a from byte 4 ', 'offset 7')
 
 
 class TestJsonLines:
@@ -355,7 +341,7 @@ class TestJsonLines:
     (tmp_path / 'a').write_bytes('\ufeff{"text": "one"}\n'.encode())
     assert read(f'jsonl:{tmp_path}/a') == ['one']
 
-  def test_what_is_not_unicode_is_left_to_decode(self, tmp_path, fails):
+  def test_what_is_not_unicode_is_left_to_decode(self, tmp_path):
     bad = {
       'bytes': b'{"text": "\xc3\xa9 \xe2\x82 x"}',
       'escape': b'{"text": "\\u00e9 \\ud800 x"}',
@@ -363,9 +349,9 @@ class TestJsonLines:
     }
     for name, line in bad.items():
       (tmp_path / name).write_bytes(b'{"text": "good"}\n' + line)
-    fails(f'jsonl:{tmp_path}/bytes', 'at byte 17', 'byte 0xe2 at offset 3')
-    fails(f'jsonl:{tmp_path}/escape', 'at byte 17', 'U+D800', 'character 2')
-    fails(f'jsonl:{tmp_path}/both', 'at byte 17', '1 more')
+    documents.fails(f'jsonl:{tmp_path}/bytes', 'at byte 17', 'byte 0xe2 at offset 3')
+    documents.fails(f'jsonl:{tmp_path}/escape', 'at byte 17', 'U+D800', 'character 2')
+    documents.fails(f'jsonl:{tmp_path}/both', 'at byte 17', '1 more')
     assert read(f'jsonl:{tmp_path}/bytes', policy='replace')[1] == 'é \ufffd x'
     assert read(f'jsonl:{tmp_path}/escape', policy='replace')[1] == 'é \ufffd x'
     assert read(f'jsonl:{tmp_path}/both', policy='replace')[1] == '\ufffd \ufffd'
@@ -394,9 +380,9 @@ class TestJsonLines:
       ('{"text": 1.5}', ['field text is a number']),
     ],
   )
-  def test_a_bad_line_is_named(self, tmp_path, monkeypatch, ending, full, line, words, fails):
+  def test_a_bad_line_is_named(self, tmp_path, monkeypatch, ending, full, line, words):
     monkeypatch.setattr(corpus, 'part_bytes', lambda total: full)
     data = '{"text": "one"}\n\n{"text": "three"}\n' + line + '\n{"text": "five"}\n'
     (tmp_path / f'a{ending}').write_bytes(compress(data.encode(), ending))
     fix = '--config.data.text_field' if 'field' in words[0] else 'jsonl:'
-    fails(f'jsonl:{tmp_path}/a{ending}', f'a{ending}, line 4: ', fix, *words)
+    documents.fails(f'jsonl:{tmp_path}/a{ending}', f'a{ending}, line 4: ', fix, *words)

@@ -12,30 +12,9 @@ import threading
 
 import pytest
 
-from gpt_jax import errors
 from gpt_jax.data import sources
 from gpt_jax.data.sources import corpus, tfds
-
-
-def read(spec, field='text'):
-  """The documents of each split, from parts that were pickled."""
-  splits: dict[str, list[str]] = {}
-  for part in pickle.loads(pickle.dumps(sources.open_source(spec, text_field=field).parts)):
-    documents = splits.setdefault(part.split, [])
-    for piece in part.read():
-      assert piece.last
-      documents.append(sources.decode(piece, invalid_utf8='fail')[0])
-  return splits
-
-
-def fails(spec, *words, field='text'):
-  """Asserts that reading `spec` fails with one paragraph that has all `words`."""
-  with pytest.raises(errors.UserError) as e:
-    read(spec, field)
-  message = str(e.value)
-  assert '\n' not in message
-  for word in words:
-    assert word in message
+from tests.data import documents
 
 
 @pytest.fixture(scope='module')
@@ -82,7 +61,7 @@ class TestTfds:
     monkeypatch.setenv('TFDS_DATA_DIR', str(self.home))
 
   def test_splits_come_in_order(self, capfd, caplog):
-    splits = read('tfds:tiny_poems')  # prepares it
+    splits = documents.read('tfds:tiny_poems')  # prepares it
     assert splits == _SPLITS and list(splits) == list(_SPLITS)
     fingerprint = sources.open_source('tfds:tiny_poems', text_field='text').fingerprint
     assert json.loads(json.dumps(fingerprint)) == fingerprint
@@ -93,10 +72,10 @@ class TestTfds:
 
   @pytest.mark.parametrize(('full', 'at_once'), [(1, 1), (300, 200), (1000, 1 << 20), (9999, 1)])
   def test_ranges_join_to_the_whole(self, monkeypatch, full, at_once):
-    read('tfds:tiny_poems')
+    documents.read('tfds:tiny_poems')
     monkeypatch.setattr(corpus, 'part_bytes', lambda total: full)
     monkeypatch.setattr(tfds, '_READ_BYTES', at_once)
-    assert read('tfds:tiny_poems') == _SPLITS
+    assert documents.read('tfds:tiny_poems') == _SPLITS
     source = sources.open_source('tfds:tiny_poems', text_field='text')
     total = sum(size for _, size in source.fingerprint['splits'].values())
     assert total - len(source.parts) <= sum(part.size for part in source.parts) <= total
@@ -106,10 +85,10 @@ class TestTfds:
     assert len(set(places)) == len(places)
 
   def test_a_prepared_set_is_read_in_silence(self, capfd):
-    read('tfds:tiny_poems')
+    documents.read('tfds:tiny_poems')
     capfd.readouterr()
     tfds._reopen.cache_clear()
-    assert read('tfds:tiny_poems:1.0.0') == _SPLITS
+    assert documents.read('tfds:tiny_poems:1.0.0') == _SPLITS
     assert capfd.readouterr() == ('', '')
 
   def test_parts_are_read_in_a_process_that_knows_no_builder(self):
@@ -131,7 +110,7 @@ class TestTfds:
 
   @pytest.mark.parametrize('damage', ['short', 'half', 'rot', 'missing'])
   def test_damage_is_named(self, damage, tmp_path, monkeypatch):
-    read('tfds:tiny_poems')
+    documents.read('tfds:tiny_poems')
     shutil.copytree(self.home, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
     (path,) = tmp_path.glob('tiny_poems/1.0.0/*-test.*')
@@ -142,7 +121,7 @@ class TestTfds:
       path.write_bytes(data[:500] + bytes(64) + data[564:])
     else:  # cut at half, the records read as empty ones
       path.write_bytes(data[: {'short': 500, 'half': len(data) // 2}[damage]])
-    fails('tfds:tiny_poems', 'split test', str(path.parent), 'prepare it again')
+    documents.fails('tfds:tiny_poems', 'split test', str(path.parent), 'prepare it again')
 
   @pytest.mark.parametrize(
     ('names', 'field', 'message'),
@@ -166,19 +145,21 @@ class TestTfds:
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
     if message:
       fix = 'another data set' if names == ('number',) else '--config.data.text_field'
-      fails('tfds:tiny_poems', message, fix, field=field)
+      documents.fails('tfds:tiny_poems', message, fix, field=field)
     else:
       monkeypatch.setattr(
         self.builder,
         '_generate_examples',
         lambda self, name: ((i, {k: f'a {k}' for k in names}) for i in range(3)),
       )
-      assert read('tfds:tiny_poems', field)['train'] == ['a title'] * 3
+      assert documents.read('tfds:tiny_poems', field)['train'] == ['a title'] * 3
 
   def test_no_network_is_named_with_the_way_out(self, tmp_path, monkeypatch):
     monkeypatch.setattr(self.builder, 'url', 'http://127.0.0.1:9/poems')
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-    fails('tfds:tiny_poems', 'connect to the network', 'TFDS_DATA_DIR', "tfds.builder('tiny_poems'")
+    documents.fails(
+      'tfds:tiny_poems', 'connect to the network', 'TFDS_DATA_DIR', "tfds.builder('tiny_poems'"
+    )
 
   @pytest.mark.parametrize('answer', [b'', b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf'])
   def test_a_silent_server_is_not_waited_for(self, answer, tmp_path, monkeypatch):
@@ -199,7 +180,7 @@ class TestTfds:
       thread.start()
       monkeypatch.setattr(self.builder, 'url', f'http://127.0.0.1:{server.getsockname()[1]}/poems')
       try:
-        fails('tfds:tiny_poems', 'downloading it failed', 'timed out')
+        documents.fails('tfds:tiny_poems', 'downloading it failed', 'timed out')
       finally:
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
@@ -212,13 +193,13 @@ class TestTfds:
 
     monkeypatch.setattr(self.builder, '_split_generators', needs_tensorflow)
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-    fails('tfds:tiny_poems', 'pip install -e .[prepare]', "tfds.builder('tiny_poems'")
+    documents.fails('tfds:tiny_poems', 'pip install -e .[prepare]', "tfds.builder('tiny_poems'")
 
   def test_unknown_names_get_a_suggestion(self):
-    fails('tfds:tiny_shakespear', 'did you mean tfds:tiny_shakespeare?')
-    fails('tfds:no_such_thing', 'https://www.tensorflow.org/datasets')
-    fails('tfds:imdb_reviews/other', 'imdb_reviews/other', 'cannot open')
-    fails('tfds:not a name', 'not a name', 'cannot open')
+    documents.fails('tfds:tiny_shakespear', 'did you mean tfds:tiny_shakespeare?')
+    documents.fails('tfds:no_such_thing', 'https://www.tensorflow.org/datasets')
+    documents.fails('tfds:imdb_reviews/other', 'imdb_reviews/other', 'cannot open')
+    documents.fails('tfds:not a name', 'not a name', 'cannot open')
 
 
 def test_real_data_is_read_without_tensorflow(shared_data):

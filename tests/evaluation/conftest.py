@@ -4,8 +4,6 @@ import functools
 import json
 import types
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ from gpt_jax import config as config_lib
 from gpt_jax.data.tokenizers import char
 from gpt_jax.evaluation import scoring
 from gpt_jax.generation import text
-from gpt_jax.models import gpt
+from tests import random_params
 
 LETTERS = '\n abcdefghij'
 
@@ -24,15 +22,7 @@ def _model(block_size, tokenizer):
   config = config_lib.ModelConfig(
     n_layer=1, n_head=2, n_embd=8, block_size=block_size, vocab_size=tokenizer.vocab_size
   )
-  key, tokens_BL = jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
-  shapes = jax.eval_shape(gpt.GPT(config).init, key, tokens_BL)['params']
-  draw = np.random.default_rng(1).normal
-
-  def random(path, leaf):
-    mean, std = {'scale': (1, 0.2), 'bias': (0, 0.2)}.get(path[-1].key, (0, 0.8))
-    return jnp.asarray(draw(mean, std, leaf.shape), leaf.dtype)
-
-  return text.TextModel(config, jax.tree_util.tree_map_with_path(random, shapes), tokenizer)
+  return text.TextModel(config, random_params.make(config), tokenizer)
 
 
 @pytest.fixture(scope='session')

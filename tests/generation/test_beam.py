@@ -4,7 +4,6 @@ import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from gpt_jax import errors
 from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import beam, engine, sampling, text
 from gpt_jax.models import gpt
+from tests import random_params
 
 BLOCK = 16
 LETTERS = '\nabcdefghijk'
@@ -29,14 +29,7 @@ def _engine(**changes):
   )
   for name, value in changes.items():
     setattr(config, name, value)
-  draw = np.random.default_rng(2).normal
-
-  def random(path, leaf):
-    mean, std = {'scale': (1, 0.2), 'bias': (0, 0.2)}.get(path[-1].key, (0, 0.4))
-    return jnp.asarray(draw(mean, std, leaf.shape), leaf.dtype)
-
-  shapes = gpt.abstract_params(config)
-  return engine.Engine(config, jax.tree_util.tree_map_with_path(random, shapes))
+  return engine.Engine(config, random_params.make(config, seed=2, std=0.4))
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from gpt_jax import errors
 from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import contrastive, engine, sampling, text
 from gpt_jax.models import gpt
+from tests import random_params
 
 BLOCK = 13  # neither even nor a power of two
 LETTERS = '\nabcdefghijklmnopqrs'
@@ -27,14 +27,7 @@ def _engine(**changes):
   )
   for name, value in changes.items():
     setattr(config, name, value)
-  draw = np.random.default_rng(1).normal
-
-  def random(path, leaf):
-    mean, std = {'scale': (1, 0.2), 'bias': (0, 0.2)}.get(path[-1].key, (0, 0.6))
-    return jnp.asarray(draw(mean, std, leaf.shape), leaf.dtype)
-
-  shapes = gpt.abstract_params(config)
-  return engine.Engine(config, jax.tree_util.tree_map_with_path(random, shapes))
+  return engine.Engine(config, random_params.make(config, std=0.6))
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import pytest
 from gpt_jax import config as config_lib
 from gpt_jax.generation import engine, processors, sampling
 from gpt_jax.models import gpt
+from tests import random_params
 
 BLOCK = 13  # neither even nor a power of two
 VOCAB = 30
@@ -26,14 +27,7 @@ def _engine(**changes):
   )
   for name, value in changes.items():
     setattr(config, name, value)
-  draw = np.random.default_rng(1).normal
-
-  def random(path, leaf):
-    mean, std = {'scale': (1, 0.2), 'bias': (0, 0.2)}.get(path[-1].key, (0, 0.8))
-    return jnp.asarray(draw(mean, std, leaf.shape), leaf.dtype)
-
-  shapes = gpt.abstract_params(config)
-  return engine.Engine(config, jax.tree_util.tree_map_with_path(random, shapes))
+  return engine.Engine(config, random_params.make(config))
 
 
 @functools.cache

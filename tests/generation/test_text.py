@@ -12,6 +12,7 @@ from gpt_jax import errors
 from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import text
 from gpt_jax.models import gpt
+from tests import random_params
 
 BLOCK = 8
 LETTERS = '\nabcdefghij'
@@ -22,15 +23,7 @@ def _parts(vocab_size, dtype='float32'):
   config = config_lib.ModelConfig(
     n_layer=1, n_head=2, n_embd=8, block_size=BLOCK, vocab_size=vocab_size, dtype=dtype
   )
-  key, tokens_BL = jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
-  shapes = jax.eval_shape(gpt.GPT(config).init, key, tokens_BL)['params']
-  draw = np.random.default_rng(1).normal
-
-  def random(path, leaf):
-    mean, std = {'scale': (1, 0.2), 'bias': (0, 0.2)}.get(path[-1].key, (0, 0.8))
-    return jnp.asarray(draw(mean, std, leaf.shape), leaf.dtype)
-
-  return config, jax.tree_util.tree_map_with_path(random, shapes)
+  return config, random_params.make(config)
 
 
 def _model(vocab_size, tokenizer):

@@ -16,7 +16,7 @@ import pytest
 from flax import linen as nn
 
 from gpt_jax import config as config_lib
-from gpt_jax.models import gpt
+from gpt_jax.models import attention, gpt
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
 BLOCK = 8
@@ -290,7 +290,7 @@ def test_a_token_changes_the_predictions_from_its_position_on_only():
 def test_cached_decoding_is_the_full_forward(changes, chunks):
   config = _config(**changes)
   params, tokens_BL = _params(config), _tokens(3, BLOCK)
-  cache, pieces, start = gpt.empty_cache(config, 3, BLOCK), [], 0
+  cache, pieces, start = attention.empty_cache(config, 3, BLOCK), [], 0
   for length in chunks:
     piece_BL = tokens_BL[:, start : start + length]
     logits_BLV, cache = _jitted(**changes)({'params': params}, piece_BL, cache=cache)
@@ -305,8 +305,8 @@ def test_cached_decoding_is_the_full_forward(changes, chunks):
 
 def test_what_stands_in_the_unfilled_cache_does_not_count():
   params, tokens_BL = _params(_config()), _tokens(3, 3)
-  empty = gpt.empty_cache(_config(), 3, BLOCK)
-  used = gpt.KVCache(jax.tree.map(lambda x: x + 1e3, empty.layers), empty.length_B)
+  empty = attention.empty_cache(_config(), 3, BLOCK)
+  used = attention.KVCache(jax.tree.map(lambda x: x + 1e3, empty.layers), empty.length_B)
   results = [_jitted()({'params': params}, tokens_BL, cache=cache)[0] for cache in (empty, used)]
   np.testing.assert_array_equal(*results)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax import config as config_lib
-from gpt_jax.models import gpt
+from gpt_jax.models import attention, gpt
 
 BLOCK, VOCAB = 12, 30
 # Three documents and padding, the shortest document, one document, many, and nothing at all.
@@ -248,6 +248,6 @@ def test_neither_a_cache_nor_cudnn_goes_with_packed_rows():
   variables = {'params': _params(config)}
   packed = {'tokens_BL': _tokens(5, BLOCK), 'segments_BL': SEGMENTS_BL}
   with pytest.raises(ValueError, match='cache'):
-    gpt.GPT(config).apply(variables, **packed, cache=gpt.empty_cache(config, 5, BLOCK))
+    gpt.GPT(config).apply(variables, **packed, cache=attention.empty_cache(config, 5, BLOCK))
   with pytest.raises(ValueError, match='cudnn'):
     gpt.GPT(_config(attention='cudnn', dtype='bfloat16')).apply(variables, **packed)

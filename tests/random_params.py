@@ -1,0 +1,31 @@
+"""Parameters of small models that nobody trained."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax.models import gpt
+
+
+def make(
+  config: config_lib.ModelConfig, *, seed: int = 1, std: float = 0.8, noise: float = 0.0
+) -> Any:
+  """A tree whose every leaf is random, and large enough for decided predictions.
+
+  Args:
+    config: The architecture.
+    seed: Of the parameters.
+    std: Of all but what LayerNorm has and biases.
+    noise: The standard deviation of what is added to all of them: a model that is near the other.
+  """
+  draw, more = np.random.default_rng(seed).normal, np.random.default_rng(9).normal
+
+  def random(path: Any, leaf: Any) -> jax.Array:
+    mean, spread = {'scale': (1, 0.2), 'bias': (0, 0.2)}.get(path[-1].key, (0, std))
+    value = draw(mean, spread, leaf.shape) + noise * more(size=leaf.shape)
+    return jnp.asarray(value, leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(random, gpt.abstract_params(config))
