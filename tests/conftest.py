@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 import pytest
 
@@ -11,6 +12,8 @@ from gpt_jax import errors
 _DEVICES = '--xla_force_host_platform_device_count'
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# A shell starts what runs in the background deaf to Ctrl-C, and so what that starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The user's cache is no place for what tests compile.
 os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
 if _DEVICES not in os.environ.get('XLA_FLAGS', ''):

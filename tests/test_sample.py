@@ -302,6 +302,7 @@ def test_at_a_terminal_ctrl_c_ends_the_text_and_ctrl_d_the_session(trained, tmp_
   def wait_for(word, count):
     nonlocal seen
     while seen.count(word) < count:
+      assert len(seen) < 1 << 20
       seen += os.read(main, 4096)
 
   wait_for(b'> ', 1)

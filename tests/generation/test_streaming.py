@@ -41,6 +41,29 @@ def test_parts_are_whole_characters_and_make_up_the_text_before_the_stop(text, s
   assert stream.tokens == tokens[: len(text[:whole].encode())]
 
 
+class _Counting(char.ByteTokenizer):
+  """Knows how many tokens it has decoded."""
+
+  decoded = 0
+
+  def decode(self, ids):
+    self.decoded += len(ids)
+    return super().decode(ids)
+
+
+@pytest.mark.parametrize('stops', [[], ['never, ever']])
+@pytest.mark.parametrize('letters', ['ab c', 'n\xe9\u20ac\U0001f600', '\udcff\udcc3a'])
+def test_a_long_text_costs_its_length(stops, letters):
+  drawn = np.random.default_rng(1).choice(list(letters), 3000)
+  data = ''.join(drawn).encode(errors='surrogateescape')  # the last letters are bytes, no text
+  tokenizer = _Counting()
+  stream, shown = streaming.TextStream(tokenizer, [], stops), ''
+  for token in data:
+    shown += stream.add([token])
+  assert shown + stream.finish() == data.decode(errors='replace')
+  assert tokenizer.decoded < 300 * len(data)
+
+
 def test_what_is_certain_is_shown_at_once():
   stream = streaming.TextStream(char.ByteTokenizer(), [], ['stop'])
   encode = char.ByteTokenizer().encode
@@ -61,10 +84,10 @@ def test_bytes_that_are_no_text_are_shown_in_the_end():
 def test_words_are_apart_from_the_prompt_and_from_each_other():
   counts = word.count(['the sea , the sea .'])
   tokenizer = word.build(counts, min_frequency=1, special_tokens=[])
-  prompt, rest = np.split(tokenizer.encode('the sea, the sea.'), [2])
+  prompt, rest = np.split(tokenizer.encode('the sea' + ', the sea.' * 99), [2])
   stream = streaming.TextStream(tokenizer, prompt.tolist())
   parts = [stream.add([token]) for token in rest.tolist()]
-  assert parts == [',', ' the', ' sea', '.']
+  assert parts == [',', ' the', ' sea', '.'] * 99
 
 
 @pytest.mark.parametrize('prompt', [[0xC3], [97, 0xE2, 0x82]])
