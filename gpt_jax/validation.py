@@ -174,8 +174,10 @@ def validate(config: config_lib.Config) -> None:
 
 def fail(found: list[str]) -> None:
   """Raises `UserError` with all the lines of `found`, if there is any."""
+  if len(found) == 1:
+    raise errors.UserError(found[0])
   if found:
-    head = 'this cannot be run:' if len(found) == 1 else f'{len(found)} things must be mended:'
+    head = f'{len(found)} things must be mended:'
     raise errors.UserError('\n'.join([head, *(f'  {line}' for line in found)]))
 
 

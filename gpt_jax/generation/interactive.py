@@ -162,16 +162,19 @@ def _command(line: str, settings: config_lib.GenerationConfig) -> config_lib.Gen
       for knob in config_lib.knobs(settings):
         print(f'  {knob.key:<20}{knob.value:<12}{knob.field.metadata["doc"]}', file=sys.stderr)
     case ['/set', name, value]:
-      kinds: dict[str, Any] = {knob.key: knob.field.type for knob in config_lib.knobs(settings)}
-      return options.make({**dataclasses.asdict(settings), name: _typed(kinds, name, value)})
+      return options.make({**dataclasses.asdict(settings), name: _typed(name, value)})
     case _:
       raise errors.UserError(f'{line}: no such command; see /help, or write /{line} as a prompt')
   return settings
 
 
-def _typed(kinds: Mapping[str, Any], name: str, value: str) -> Any:
-  """`value` as the option takes it; as it is where that can't be, for the checks to tell."""
+def _typed(name: str, value: str) -> Any:
+  """`value` as the option takes it; raises `UserError` where that can't be."""
+  field: Any = config_lib.GenerationConfig.__dataclass_fields__.get(name)
+  if field is None:
+    return value  # `options.make` knows a better name
   try:
-    return kinds[name](value) if name in kinds else value
+    return field.type(value)
   except ValueError:
-    return value
+    kind = 'a whole number' if field.type is int else 'a number'
+    raise errors.UserError(f'{name}: {value!r} must be {kind}') from None

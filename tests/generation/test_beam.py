@@ -13,10 +13,12 @@ from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import beam, engine, sampling, text
 from gpt_jax.models import gpt
 from tests import random_params
+from tests.generation import sessions
 
 BLOCK = 16
 LETTERS = '\nabcdefghijk'
 VOCAB = len(LETTERS)
+_prompt = functools.partial(sessions.prompt, VOCAB)
 END = 5
 ARCHITECTURES = [{}, {'scan_layers': True, 'bias': False, 'tie_embeddings': False}]
 
@@ -50,10 +52,6 @@ def _forward(**changes):
 
 def _log_probs_V(known, architecture=None):
   return _forward(**(architecture or {}))(tuple(known)).copy()
-
-
-def _prompt(length, seed=0):
-  return np.random.default_rng([length, seed]).integers(0, VOCAB, length).tolist()
 
 
 PROMPTS = [_prompt(length) for length in (1, 6, 3)]

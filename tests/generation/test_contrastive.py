@@ -12,10 +12,12 @@ from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import contrastive, engine, sampling, text
 from gpt_jax.models import gpt
 from tests import random_params
+from tests.generation import sessions
 
 BLOCK = 13  # neither even nor a power of two
 LETTERS = '\nabcdefghijklmnopqrs'
 VOCAB = len(LETTERS)
+_prompt = functools.partial(sessions.prompt, VOCAB)
 ARCHITECTURES = [{}, {'n_layer': 2, 'scan_layers': True, 'bias': False, 'tie_embeddings': False}]
 
 
@@ -51,10 +53,6 @@ def _forward(**changes):
   return result
 
 
-def _prompt(length, seed=0):
-  return np.random.default_rng([length, seed]).integers(0, VOCAB, length).tolist()
-
-
 PROMPTS = [_prompt(length) for length in (1, 6, BLOCK)]
 
 
@@ -82,20 +80,8 @@ def _session(
   )
 
 
-def _run(session, count=10**6):
-  """All new tokens of each row, taken `count` at a time, and their log-probabilities."""
-  rows = None
-  while not session.done:
-    added = session.advance(count)
-    rows = rows or [([], []) for _ in added]
-    for (tokens, log_probs), (more, more_log_probs) in zip(rows, added, strict=True):
-      tokens += more
-      log_probs += more_log_probs
-  return rows
-
-
 def _tokens(prompts, *, count=10**6, **options):
-  return [tokens for tokens, _ in _run(_session(prompts, **options), count)]
+  return [tokens for tokens, _ in sessions.run(_session(prompts, **options), count)]
 
 
 def _reference(
@@ -153,7 +139,7 @@ def test_the_smallest_alpha_is_greedy_decoding():
   )
   prompts = [_prompt(length) for length in (1, 6, 3)]
   session = engine.Session(_engine(), prompts, greedy, max_new_tokens=BLOCK - 6)
-  expected = [tokens for tokens, _ in _run(session)]
+  expected = [tokens for tokens, _ in sessions.run(session)]
   assert _tokens(prompts, new=BLOCK - 6, alpha=1e-7) == expected
   assert _tokens(prompts, new=BLOCK - 6) != expected
 
@@ -165,15 +151,15 @@ def test_a_text_is_the_same_however_many_tokens_are_asked_for_at_a_time(count):
 
 def test_a_result_depends_on_its_prompt_alone():
   prompts = [PROMPTS[1], PROMPTS[2], PROMPTS[1], PROMPTS[0]]
-  together = _run(_session(prompts, log_probs=True))
+  together = sessions.run(_session(prompts, log_probs=True))
   for prompt, (tokens, log_probs) in zip(prompts, together, strict=True):
-    ((alone, log_probs_alone),) = _run(_session([prompt], log_probs=True))
+    ((alone, log_probs_alone),) = sessions.run(_session([prompt], log_probs=True))
     assert alone == tokens
     np.testing.assert_allclose(log_probs_alone, log_probs, atol=1e-4)
 
 
 def test_log_probs_are_the_models_own():
-  rows = _run(_session(PROMPTS, log_probs=True, bias_V=BIAS_V))
+  rows = sessions.run(_session(PROMPTS, log_probs=True, bias_V=BIAS_V))
   for prompt, (tokens, log_probs) in zip(PROMPTS, rows, strict=True):
     expected: list[float] = []
     assert tokens == _reference(prompt, adjust=_biased, log_probs=expected)

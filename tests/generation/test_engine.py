@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from gpt_jax import config as config_lib
-from gpt_jax.generation import engine, processors, sampling
+from gpt_jax.generation import beam, contrastive, engine, processors, sampling, speculative
 from gpt_jax.models import gpt
 from tests import random_params
+from tests.generation import sessions
 
 BLOCK = 13  # neither even nor a power of two
 VOCAB = 30
+_prompt = functools.partial(sessions.prompt, VOCAB)
+ROOMY = {'n_layer': 1, 'block_size': 64}
 ARCHITECTURES = [{}, {'scan_layers': True}, {'bias': False, 'tie_embeddings': False}]
 
 
@@ -36,10 +39,6 @@ def _forward(**changes):
   return functools.partial(jax.jit(gpt.GPT(made.config).apply), {'params': made.params})
 
 
-def _prompt(length, seed=0):
-  return np.random.default_rng([length, seed]).integers(0, VOCAB, length).tolist()
-
-
 def _sampling(*, end_of_text=None, bias_V=None, **options):
   settings = config_lib.GenerationConfig(**{'temperature': 1.0, 'top_k': 0, 'seed': 5, **options})
   return sampling.make(settings, vocab_size=VOCAB, end_of_text=end_of_text, bias_V=bias_V)
@@ -55,20 +54,8 @@ def _session(prompts, *, new=20, architecture=None, log_probs=False, **options):
   )
 
 
-def _run(session, count=10**6):
-  """All new tokens of each row, taken `count` at a time, and their log-probabilities."""
-  rows = None
-  while not session.done:
-    added = session.advance(count)
-    rows = rows or [([], []) for _ in added]
-    for (tokens, log_probs), (more, more_log_probs) in zip(rows, added, strict=True):
-      tokens += more
-      log_probs += more_log_probs
-  return rows
-
-
 def _tokens(prompts, *, count=10**6, **options):
-  return [tokens for tokens, _ in _run(_session(prompts, **options), count)]
+  return [tokens for tokens, _ in sessions.run(_session(prompts, **options), count)]
 
 
 def _reference(prompt, *, new, choose, copy=0, architecture=None, seed=5):
@@ -197,7 +184,7 @@ def test_a_text_is_the_same_however_many_tokens_come_at_a_time(count):
 def test_a_row_slides_when_it_is_full_itself():
   alone = _session([_prompt(2)], new=3 * BLOCK)
   both = _session([_prompt(2), _prompt(BLOCK)], new=3 * BLOCK)
-  assert _run(both)[0] == _run(alone)[0]
+  assert sessions.run(both)[0] == sessions.run(alone)[0]
   halves = BLOCK - BLOCK // 2 + 1  # tokens that fit between two slides
   slides = [-(-(length + 3 * BLOCK - 1 - BLOCK) // halves) for length in (2, BLOCK)]
   assert alone.slides == slides[:1] and both.slides == slides
@@ -225,7 +212,7 @@ def test_a_row_that_is_ended_by_hand_stays_as_it_is():
   session = _session(prompts, new=40)
   first = session.advance(4)
   session.end([0])
-  rest = _run(session)
+  rest = sessions.run(session)
   assert first[0][0] == whole[0][:4] and rest[0][0] == []
   assert first[1][0] + rest[1][0] == whole[1]
 
@@ -318,7 +305,7 @@ def test_no_ngram_comes_twice_within_a_window():
 def test_log_probabilities_are_the_models_whatever_is_processed():
   prompts = [_prompt(3), _prompt(BLOCK)]
   options = {'new': 2 * BLOCK, 'temperature': 3.0, 'top_k': 5, 'presence_penalty': 1.0}
-  rows = _run(_session(prompts, log_probs=True, **options), 4)
+  rows = sessions.run(_session(prompts, log_probs=True, **options), 4)
   assert [tokens for tokens, _ in rows] == _tokens(prompts, **options)
   for prompt, (tokens, log_probs) in zip(prompts, rows, strict=True):
     expected: list[float] = []
@@ -336,6 +323,12 @@ def test_log_probabilities_are_the_models_whatever_is_processed():
 # Compilation.
 
 
+def test_texts_that_fill_a_bucket_go_on_like_others():
+  long = _tokens([_prompt(10)], new=30, architecture=ROOMY)
+  for new in range(20, 26):  # the cache of 32 positions is full with 23, as the last needs none
+    assert _tokens([_prompt(10)], new=new, architecture=ROOMY) == [long[0][:new]]
+
+
 def test_only_buckets_rows_and_processors_compile():
   made: Any = engine.Engine(_engine().config, _engine().params)
 
@@ -344,7 +337,7 @@ def test_only_buckets_rows_and_processors_compile():
 
   def run(lengths, new, **options):
     prompts = [_prompt(length) for length in lengths]
-    _run(engine.Session(made, prompts, _sampling(**options), max_new_tokens=new))
+    sessions.run(engine.Session(made, prompts, _sampling(**options), max_new_tokens=new))
 
   run([5, 7], 3)
   first = compiled()
@@ -395,18 +388,22 @@ def test_the_smallest_window_decodes():
   assert results == [expected, expected]
 
 
-def test_sharded_parameters_generate_as_whole_ones():
-  if jax.device_count() < 4:
-    pytest.skip('needs 4 devices')
-  from gpt_jax.parallel import sharding
+@pytest.mark.parametrize('search', ['draws', 'beams', 'contrast', 'guesses'])
+def test_sharded_parameters_generate_as_whole_ones(search):
+  def texts(model):
+    settings: dict[str, Any] = {'max_new_tokens': 2 * BLOCK}
+    session: engine.Session
+    prompts, how = [_prompt(3), _prompt(9)], _sampling()
+    if search == 'beams':
+      settings = {'num_beams': 2, 'length_penalty': 1.0, 'max_new_tokens': 4}
+      session = beam.Session(model, prompts, how, **settings)
+    elif search == 'contrast':
+      session = contrastive.Session(model, prompts, how, alpha=0.6, candidates=2, **settings)
+    elif search == 'guesses':
+      session = speculative.Session(model, model, prompts, how, draft_tokens=2, **settings)
+    else:
+      session = engine.Session(model, prompts, how, **settings)
+    return sessions.run(session)
 
-  made = _engine()
-  mesh = jax.make_mesh(
-    (1, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 3,
-    devices=jax.devices()[:4],
-  )  # fmt: skip
-  params = jax.device_put(made.params, sharding.tree_shardings(mesh, made.params))
-  cut = engine.Engine(made.config, params)
-  prompts = [_prompt(3), _prompt(9)]
-  whole = _run(engine.Session(made, prompts, _sampling(), max_new_tokens=30))
-  assert _run(engine.Session(cut, prompts, _sampling(), max_new_tokens=30)) == whole
+  whole = _engine(n_layer=1)
+  assert texts(sessions.sharded(whole)) == texts(whole)

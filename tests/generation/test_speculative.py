@@ -18,10 +18,12 @@ from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import engine, sampling, speculative, text
 from gpt_jax.models import gpt
 from tests import random_params
+from tests.generation import sessions
 
 BLOCK = 13  # neither even nor a power of two
 LETTERS = '\nabcdefghijklmnopqrstuvwxyz.,!'
 VOCAB = len(LETTERS)
+_prompt = functools.partial(sessions.prompt, VOCAB)
 NEW = 3 * BLOCK
 SCANNED = (('scan_layers', True), ('n_layer', 2))
 # Another shape, a longer context, a vocabulary without padding.
@@ -49,10 +51,6 @@ NEAR = functools.partial(_engine, noise=0.1)
 UNRELATED = functools.partial(_engine, SMALL, seed=2)
 
 
-def _prompt(length, seed=0):
-  return np.random.default_rng([length, seed]).integers(0, VOCAB, length).tolist()
-
-
 PROMPTS = [_prompt(1), _prompt(5), _prompt(BLOCK), _prompt(5)]
 
 
@@ -71,21 +69,8 @@ def _sampling(*, vocab_size=VOCAB, end_of_text=None, bias_V=None, **options):
   return sampling.make(settings, vocab_size=vocab_size, end_of_text=end_of_text, bias_V=bias_V)
 
 
-def _run(session, count=10**6):
-  """The new tokens of each row, taken `count` at a time, and their log-probabilities."""
-  rows = None
-  while not session.done:
-    added = session.advance(count)
-    rows = rows or [([], []) for _ in added]
-    for (tokens, log_probs), (more, more_log_probs) in zip(rows, added, strict=True):
-      assert len(more) <= count
-      tokens += more
-      log_probs += more_log_probs
-  return rows
-
-
 def _tokens(*args, count=10**6, **options):
-  return [tokens for tokens, _ in _run(_session(*args, **options), count)]
+  return [tokens for tokens, _ in sessions.run(_session(*args, **options), count)]
 
 
 # Without drawing, it is the same text.
@@ -99,7 +84,7 @@ def _tokens(*args, count=10**6, **options):
 def test_greedy_text_is_the_same_whatever_the_draft_guesses(architecture, other, guesses):
   model = _engine(architecture)
   plain = _session(PROMPTS, None, model=model, temperature=0.0)
-  expected = [tokens for tokens, _ in _run(plain)]
+  expected = [tokens for tokens, _ in sessions.run(plain)]
   shares = []
   for draft, asked in [
     (other() if other else _engine(architecture, seed=2), guesses),
@@ -107,7 +92,7 @@ def test_greedy_text_is_the_same_whatever_the_draft_guesses(architecture, other,
     (model, 4),
   ]:
     session = _session(PROMPTS, draft, model=model, guesses=asked, temperature=0.0)
-    assert [tokens for tokens, _ in _run(session)] == expected
+    assert [tokens for tokens, _ in sessions.run(session)] == expected
     assert session.slides == plain.slides
     shares.append(sum(session.guessed) / (len(PROMPTS) * NEW))
   unrelated, near, same = shares
@@ -146,11 +131,11 @@ def test_processors_see_each_guess_with_what_comes_before_it(allowed, end, minim
     'end_of_text': end,
     'log_probs': True,
   }
-  expected = _run(_session(PROMPTS, None, **options))
+  expected = sessions.run(_session(PROMPTS, None, **options))
   assert min(len(tokens) for tokens, _ in expected) < NEW
   for draft in (NEAR(), _engine()):
     session = _session(PROMPTS, draft, **options)
-    rows = _run(session)
+    rows = sessions.run(session)
     assert [tokens for tokens, _ in rows] == [tokens for tokens, _ in expected]
     for (_, log_probs), (_, expected_log_probs) in zip(rows, expected, strict=True):
       np.testing.assert_allclose(log_probs, expected_log_probs, atol=1e-4, rtol=1e-4)
@@ -198,7 +183,7 @@ def test_a_row_that_is_ended_by_hand_stays_as_it_is():
   session = _session(PROMPTS, NEAR())
   first = session.advance(1)
   session.end([0])
-  rest = _run(session)
+  rest = sessions.run(session)
   assert first[0][0] == whole[0][:1] and rest[0][0] == []
   for row in (1, 2, 3):
     assert first[row][0] + rest[row][0] == whole[row]
@@ -263,7 +248,7 @@ def _texts(options):
   """Many texts, and the share of their tokens that the draft guessed."""
   prompts, draft = [PROMPT] * 20_000, _engine(SIX, noise=0.4)
   session = _session(prompts, draft, model=_engine(SIX), new=3, guesses=2, **options)
-  texts = [tokens for tokens, _ in _run(session)]
+  texts = [tokens for tokens, _ in sessions.run(session)]
   return texts, sum(session.guessed) / sum(map(len, texts))
 
 
