@@ -27,7 +27,7 @@ class Sample:
   log_probs: list[float] | None
   ended: str
   slides: int
-  guessed: int
+  guessed: int = dataclasses.field(compare=False)
 
 
 class Row:

@@ -178,7 +178,7 @@ def test_an_empty_prompt_is_the_start_of_a_text(model, empty, start):
 def test_a_bad_prompt_is_named_with_what_is_wrong(prompt, words):
   with pytest.raises(errors.UserError) as caught:
     _char_model().generate(['bad', prompt], max_new_tokens=1)
-  (line,) = str(caught.value).splitlines()[1:]
+  (line,) = str(caught.value).splitlines()
   assert line.strip().startswith('prompts[1]: ') and all(word in line for word in words)
 
 

@@ -61,7 +61,7 @@ def test_axes_must_multiply_to_the_number_of_devices(axes):
 def test_what_is_cut_must_be_divisible(changes, key, size, axes):
   with pytest.raises(errors.UserError) as e:
     mesh_lib.make_mesh(_config(**changes))
-  (line,) = str(e.value).splitlines()[1:]
+  (line,) = str(e.value).splitlines()
   assert line.strip().startswith(key) and f' {size} ' in line and line.endswith(axes)
 
 
