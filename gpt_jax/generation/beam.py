@@ -82,7 +82,7 @@ class Session(engine_lib.Session):
       max_new_tokens=max_new_tokens,
       log_probs=log_probs,
     )
-    self.slides = self.guessed = [0] * len(prompts)
+    self.slides, self.guessed = [0] * len(prompts), [0] * len(prompts)
 
   def advance(self, count: int) -> list[tuple[list[int], list[float]]]:
     """The tokens of each prompt's best hypothesis and their log-probabilities, all of them."""
