@@ -4,8 +4,11 @@ The only module that imports Orbax. A checkpoint `checkpoints/<step>/` has two i
 model can be loaded without its optimizer: `params`, and `optimizer` (Adam's moments and counts).
 """
 
+import contextlib
+import logging
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Self
 
 import jax
@@ -33,17 +36,18 @@ class Checkpoints:
       n=1,
       keep_checkpoints_without_metrics=False,
     )
-    options = ocp.CheckpointManagerOptions(
-      preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-      # Without it Orbax doesn't write the metrics, and the best one is forgotten by a resume.
-      best_fn=lambda metrics: metrics[_VAL_LOSS],
-      best_mode='min',
-      create=not read_only,
-      read_only=read_only,
-      cleanup_tmp_directories=not read_only,
-    )
     self._directory = pathlib.Path(directory).absolute()
-    self._manager = ocp.CheckpointManager(self._directory, options=options)
+    with _without_warnings() if read_only else contextlib.nullcontext():
+      options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+        # Without it Orbax doesn't write the metrics, and the best one is forgotten by a resume.
+        best_fn=lambda metrics: metrics[_VAL_LOSS],
+        best_mode='min',
+        create=not read_only,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+      )
+      self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def __enter__(self) -> Self:
     return self
@@ -97,3 +101,15 @@ class Checkpoints:
         f'damaged ({reason[:300]}). Delete that step to go on from an older one, or give another '
         'model.'
       ) from e
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+  """Keeps to itself that Orbax only reads, which it warns of."""
+  logger = logging.getLogger('absl')
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)

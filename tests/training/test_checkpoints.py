@@ -1,5 +1,6 @@
 """What was saved comes back bit for bit, on any mesh; the newest few and the best are kept."""
 
+import logging
 import pathlib
 import shutil
 from typing import Any
@@ -65,6 +66,16 @@ def _look(directory):
   """The steps that a reader finds, and the best of them."""
   with checkpoints_lib.Checkpoints(directory, keep=1, read_only=True) as checkpoints:
     return checkpoints.steps(), checkpoints.best_step()
+
+
+def test_a_reader_hears_no_warnings_of_its_reading(tmp_path, caplog):
+  _save(tmp_path, [(3, 1.0)])
+  caplog.clear()
+  with caplog.at_level(logging.WARNING, 'absl'):
+    assert _look(tmp_path) == ([3], 3)
+    assert not caplog.records
+    logging.getLogger('absl').warning('of something else')
+  assert len(caplog.records) == 1
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
