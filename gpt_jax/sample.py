@@ -51,7 +51,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_multi_string(name, None, doc, **own)
     values[name].help = doc  # absl has added words of its own
   flags.DEFINE_string(
-    'draft', None, 'A small model that guesses ahead for --model: the same text, sooner.', **own
+    'draft', None, 'A small model that guesses ahead for --model: texts as likely, sooner.', **own
   )
   flags.DEFINE_boolean('json', False, 'Print each text with its tokens as a line of JSON.', **own)
   flags.DEFINE_boolean('log_probs', False, 'With --json: the log-probabilities too.', **own)
