@@ -1,13 +1,13 @@
-"""GPT-2 large (774,030,080 parameters), the recipe of a reproduction run: 10.5 billion tokens.
+"""GPT-2 large (774,030,080 parameters), a reproduction run of 10.5 billion tokens.
 
     python -m gpt_jax.train --config=configs/gpt2_large.py
 
-Batches of 0.5 million tokens (512 × 1024) in 32 parts of 16 sequences over all
-devices. With more devices or memory lower train.gradient_accumulation, with less raise it; the
-result is the same but for rounding.
-Parameters, gradients and AdamW's moments take 12.4 GB, cut among devices by mesh.fsdp.
+Each step takes 0.5 million tokens (512 × 1024), in 32 micro-batches of 16 sequences over all
+devices. Lower train.gradient_accumulation if there are more devices or more memory, raise it if
+there are less; the result is the same except for rounding. Parameters, gradients and AdamW's
+moments take 12.4 GB, which mesh.fsdp shards over devices.
 
-Text, learning rate and what has been measured: as in configs/gpt2_small.py.
+The text, the learning rate and what has been measured are described in configs/gpt2_small.py.
 """
 
 from gpt_jax import config as config_lib

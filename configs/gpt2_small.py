@@ -1,18 +1,18 @@
-"""GPT-2 small (124,439,808 parameters), the recipe of a reproduction run: 10.5 billion tokens.
+"""GPT-2 small (124,439,808 parameters), a reproduction run of 10.5 billion tokens.
 
     python -m gpt_jax.train --config=configs/gpt2_small.py
 
-Batches of 0.5 million tokens (512 × 1024) in 16 parts of 32 sequences over all
-devices. With more devices or memory lower train.gradient_accumulation, with less raise it; the
-result is the same but for rounding.
-Parameters, gradients and AdamW's moments take 2.0 GB, cut among devices by mesh.fsdp.
+Each step takes 0.5 million tokens (512 × 1024), in 16 micro-batches of 32 sequences over all
+devices. Lower train.gradient_accumulation if there are more devices or more memory, raise it if
+there are less; the result is the same except for rounding. Parameters, gradients and AdamW's
+moments take 2.0 GB, which mesh.fsdp shards over devices.
 
 The text is PG-19 (28,752 books), which TFDS downloads and prepares on first use; its validation and
-test books are the last 0.5 %. Any other text: --config.data.source=tfds:NAME or text:GLOB.
+test books are the last 0.5 %. For other text: --config.data.source=tfds:NAME or text:GLOB.
 
-Peak learning rate of this size from GPT-3 (Brown et al. 2020, table 2.1). Measured so far: the
-parameter count, the initial loss and its fall over the first steps; no run of this length has been
-made yet.
+The peak learning rate is that of GPT-3 at this size (Brown et al. 2020, table 2.1). Measured so
+far: the parameter count, the initial loss and its fall over the first steps; no run of this length
+has been made yet.
 """
 
 from gpt_jax import config as config_lib

@@ -1,11 +1,11 @@
-"""A small GPT on the English that every Python carries; nothing is downloaded.
+"""A small GPT trained on the reference manual that comes with Python; nothing is downloaded.
 
     python -m gpt_jax.train --config=configs/quickstart.py
     python -m gpt_jax.sample --model=runs/quickstart
 
 0.8 million parameters, 1000 steps of 2,048 characters. Two cores of an AMD EPYC take about two and
-a half minutes and reach a validation loss of 1.45 nats a character (Python 3.11's text): words and
-the layout of a reference manual, no sense yet.
+a half minutes and reach a validation loss of 1.45 nats per character (text of Python 3.11): words
+and the layout of a reference manual, but no meaning yet.
 """
 
 from gpt_jax import config as config_lib

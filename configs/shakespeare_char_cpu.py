@@ -1,12 +1,12 @@
-"""Tiny Shakespeare by characters, small enough for a laptop's CPU: nanoGPT's published setting.
+"""Tiny Shakespeare by characters: nanoGPT's published setting for a laptop's CPU.
 
     python -m gpt_jax.train --config=configs/shakespeare_char_cpu.py
 
-The flags of nanoGPT's README for a CPU, value for value: 0.8 million parameters, the first 90 % of
-the text for training, 65 characters. Two cores of an AMD EPYC take 92 s for the whole process
-(40 ms a step). Validation loss after 2000 steps, over 230,400 tokens (train.eval_batches=300), for
-seeds 0 to 5: 1.921, 1.900, 1.901, 1.907, 1.912, 1.911; nanoGPT itself, measured that way for three
-seeds: 1.911, 1.891, 1.905.
+Every value is that of the CPU command in nanoGPT's README: 0.8 million parameters, the first 90 %
+of the text for training, 65 characters. The whole process takes 92 s on two cores of an AMD EPYC
+(40 ms per step). Validation loss after 2000 steps, over 230,400 tokens (train.eval_batches=300),
+for seeds 0 to 5: 1.921, 1.900, 1.901, 1.907, 1.912, 1.911; of nanoGPT itself, measured the same way
+for three seeds: 1.911, 1.891, 1.905.
 """
 
 from gpt_jax import config as config_lib

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   import os
 
-  from gpt_jax.generation import text
+  from gpt_jax.generation import language_model
 
 __version__ = '0.1.0'
 
 
-def load(path: 'str | os.PathLike[str]', *, dtype: str = 'auto') -> 'text.TextModel':
-  """The model at `path`; see `gpt_jax.loading.load`."""
-  from gpt_jax import loading
+def load(path: 'str | os.PathLike[str]', *, dtype: str = 'auto') -> 'language_model.LanguageModel':
+  """Returns the model at `path`; see `gpt_jax.generation.language_model.load`."""
+  from gpt_jax.generation import language_model
 
-  return loading.load(path, dtype=dtype).model
+  return language_model.load(path, dtype=dtype)

@@ -1,7 +1,7 @@
-"""Hand a model to Hugging Face: python -m gpt_jax.convert --model=runs/quickstart --output=mine
+"""Export a model to Hugging Face: python -m gpt_jax.convert --model=runs/quickstart --output=mine
 
-Writes a directory that `transformers` loads as it is: config.json, model.safetensors and, for
-GPT-2's and Hugging Face's tokenizers, their files. Exit code 2: something to mend.
+Writes a directory that `transformers` loads as it is: config.json, model.safetensors and, for the
+tokenizers of GPT-2 and Hugging Face, their files. Exit code 2: user error.
 """
 
 import pathlib
@@ -12,37 +12,38 @@ from gpt_jax import cli, errors
 
 
 def define_flags() -> flags.FlagValues:
-  """The command's flags."""
+  """Returns the command's flags."""
   values = flags.FlagValues()
-  flags.DEFINE_string(
-    'model',
-    None,
-    "A run's workdir, one checkpoint in it, or a model directory of Hugging Face.",
-    flag_values=values,
-  )
+  model = "A run's workdir, one checkpoint in it, or a directory of Hugging Face or OpenAI."
+  flags.DEFINE_string('model', None, model, flag_values=values)
   flags.DEFINE_string('output', None, 'The directory to write; must be new.', flag_values=values)
   return values
 
 
 def main(values: flags.FlagValues) -> None:
   """Reads the model and writes it."""
-  if not values.model or not values.output:
-    raise errors.UserError('--model=PATH and --output=DIR are needed')
+  missing = [name for name in ('model', 'output') if not values[name].value]
+  errors.raise_all([errors.UserError(name, 'must be given') for name in missing])
   output = pathlib.Path(values.output)
   if output.exists():
-    raise errors.UserError(f'--output={output} is there already: name a new directory')
+    raise errors.UserError('output', f'{output} exists already', 'name a new directory')
 
-  from gpt_jax import loading  # slow to import: after the flags are known to be sound
-  from gpt_jax.weights import huggingface
+  import jax  # slow, so only once the flags are known to be valid
 
-  model = loading.load(values.model, dtype='float32').model
+  from gpt_jax.models import gpt
+  from gpt_jax.weights import huggingface, saved_model
+
+  model = saved_model.open_model(values.model)
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  params = model.load(gpt.abstract_params(model.config, sharding))
   try:
-    huggingface.write_model(output, model.config, model.params, model.tokenizer)
+    huggingface.write_model(output, model.config, params, model.tokenizer)
   except OSError as e:
-    raise errors.UserError(f'--output={output} cannot be written ({e.strerror or e})') from e
+    problem = f'{output} cannot be written ({e.strerror or e})'
+    raise errors.UserError('output', problem) from e
   size = sum(path.stat().st_size for path in output.iterdir())
   print(f'wrote {output}: {size / 1e6:,.1f} MB')
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, takes_config=False)
+  cli.run(main, define_flags(), doc=__doc__)

@@ -1,9 +1,62 @@
-"""The two ways a command ends early on purpose; `gpt_jax.cli` turns them into exit codes."""
+"""The two exceptions that end a command early without a defect; `gpt_jax.cli` sets exit codes."""
+
+from collections.abc import Sequence
 
 
 class UserError(Exception):
-  """Something that the user can mend: one paragraph that names the fix, exit code 2."""
+  """A mistake that the user can fix: exit code 2, no traceback.
+
+  Messages are written for Python callers. An argument or config key in backticks is rendered as a
+  flag by `gpt_jax.cli`, the only module that spells flags.
+
+  Attributes:
+    key: The argument, config key or file at fault.
+    problem: What is wrong with it.
+    fix: What to do about it; empty if `problem` says it.
+  """
+
+  def __init__(self, key: str, problem: str, fix: str = '') -> None:
+    super().__init__(key, problem, fix)  # what an exception pickles
+    self.key, self.problem, self.fix = key, problem, fix
+
+  def __str__(self) -> str:
+    return f'{self.key}: {self.problem}{"; " if self.fix else ""}{self.fix}'
+
+  @property
+  def all(self) -> Sequence['UserError']:
+    """The single errors in this one."""
+    return (self,)
+
+  def at(self, key: str) -> 'UserError':
+    """Returns a copy with another key."""
+    return UserError(key, self.problem, self.fix)
+
+
+class UserErrors(UserError):
+  """Several user errors, reported together."""
+
+  def __init__(self, found: Sequence[UserError]) -> None:
+    Exception.__init__(self, found)
+    self._found = tuple(error for each in found for error in each.all)
+    self.key, self.problem, self.fix = self._found[0].key, str(self), ''
+
+  def __str__(self) -> str:
+    return '\n'.join([f'{len(self._found)} problems:', *(f'  {error}' for error in self._found)])
+
+  @property
+  def all(self) -> Sequence[UserError]:
+    return self._found
+
+  def at(self, key: str) -> UserError:
+    """Returns a copy with another key."""
+    return UserErrors([error.at(key) for error in self._found])
+
+
+def raise_all(found: Sequence[UserError]) -> None:
+  """Raises the errors in `found` as one, if there are any."""
+  if found:
+    raise found[0] if len(found) == 1 else UserErrors(found)
 
 
 class Stopped(Exception):
-  """The run was asked to stop and has saved what it needs to go on: exit code 75."""
+  """The run was asked to stop and has saved what it needs to resume: exit code 75."""

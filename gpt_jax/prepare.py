@@ -1,20 +1,20 @@
 """Encode a text ahead of training: python -m gpt_jax.prepare --config=configs/gpt2_small.py
 
-Writes the token stores of the config's data.source, as training does when they are missing, and
-says what is in them. Interrupted, the same command goes on where it was. --verify reads the stores
-again and compares them with their hashes. Exit codes: 0 all is well, 2 something to mend, 75
-stopped early.
+Writes the token stores of the config's data.source, as train does if they are missing, and prints
+what they hold. --verify reads the stores again and compares them with their hashes. Exit codes: 0
+finished, 2 user error, 75 stopped early.
 """
 
 import time
 
 from absl import flags
 
-from gpt_jax import cli, stopping
+from gpt_jax import cli, shutdown
+from gpt_jax import config as config_lib
 
 
 def define_flags() -> flags.FlagValues:
-  """The command's flags."""
+  """Returns the command's flags."""
   flag_values = flags.FlagValues()
   flags.DEFINE_boolean(
     'verify', False, 'Read all tokens and compare them with their hashes.', flag_values=flag_values
@@ -22,29 +22,31 @@ def define_flags() -> flags.FlagValues:
   return flag_values
 
 
-def main(flag_values: flags.FlagValues) -> None:
+def main(flag_values: flags.FlagValues, config: config_lib.Config) -> None:
   """Prepares the text of the config and prints what there is."""
-  from gpt_jax.data import prepare, progress, store  # slow to import: after the flags are sound
+  from gpt_jax import progress  # slow to import: after the flags are known to be valid
+  from gpt_jax.data import prepare, store
 
-  with stopping.StopRequest() as stop, progress.Bar() as bar:
-    prepared = prepare.prepare(flag_values.config.data, progress=bar.show, check=stop.check)
-    began = time.monotonic()
+  with shutdown.Guard() as stop, progress.Bar(keep=True) as bar:
+    start = time.monotonic()
+    prepared = prepare.prepare(config.data, progress=bar.show, check=stop.check)
+    seconds = time.monotonic() - start
     if flag_values.verify:
-      prepared.verify(bar.show, stop.check)
-    verified = time.monotonic() - began
+      prepared.verify(progress=bar.show, check=stop.check)
   for source in prepared.sources:
     print(source.summary())
     if isinstance(source, store.Store):
-      files = len(source.manifest.shards)
-      print(f'  in {source.directory}: {files} shards, {source.num_bytes / 1e6:,.1f} MB')
-  if bar.written.tokens:
+      size = f'{len(source.manifest.shards)} shards, {source.num_bytes / 1e6:,.1f} MB'
+      print(f'  in {source.directory}: {size}')
+  if new := [source.manifest for source in prepared.new_stores]:
+    tokens = sum(manifest.tokens for manifest in new)
+    characters = sum(manifest.characters for manifest in new)
     print(
-      f'encoded {bar.written.tokens:,} tokens in {bar.seconds:.1f} s: '
-      f'{bar.written.characters / bar.seconds / 1e6:.1f}M characters/s, '
-      f'{bar.written.tokens / bar.seconds / 1e6:.2f}M tokens/s'
+      f'encoded {tokens:,} tokens in {seconds:.1f} s: {characters / seconds / 1e6:.1f}M '
+      f'characters/s, {tokens / seconds / 1e6:.2f}M tokens/s'
     )
   if flag_values.verify:
-    print(f'verified in {verified:.1f} s: all is as it was written')
+    print('verified: all tokens are as they were written')
 
 
 if __name__ == '__main__':

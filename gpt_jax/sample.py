@@ -1,265 +1,189 @@
-"""Let a model write: python -m gpt_jax.sample --model=runs/quickstart --prompt="The "
+"""Generate text: python -m gpt_jax.sample --model=runs/quickstart --prompt="The "
 
-Prints each text, its prompt included, to standard output: a single one while it is written, several
-when all are done. The same prompt, seed and options give the same text. --prompts=- reads prompts
-from standard input, --interactive as they are typed. Exit code 2: something to mend.
+Prints each prompt with its text to standard output: a single text while it is generated, several
+when all are done. The same prompts, seed and options give the same texts. --prompts=- reads prompts
+from standard input, --interactive reads them as they are typed.
 """
 
-import contextlib
 import dataclasses
+import functools
 import json
-import re
 import sys
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gpt_jax import cli, config, errors, user_cache, validation
+from gpt_jax import cli, config, errors, knobs, progress, user_cache
 
 if TYPE_CHECKING:
-  from gpt_jax.generation import results, text
+  from gpt_jax.generation import language_model, options, rows
 
 _SEPARATOR = '-' * 40
-_DEFINE: dict[type, Any] = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
-# Options that ask for several texts, or for their data: none of them goes with --interactive.
+# Flags for several texts or their data, which --interactive can't have.
 _BATCH = ('prompt', 'prompts', 'num_samples', 'json', 'log_probs', 'stats')
 
 
 def define_flags() -> flags.FlagValues:
-  """The command's flags: its own, and one for each knob of `config.GenerationConfig`."""
+  """Returns the command's flags: its own, and one for each knob of `config.GenerationConfig`."""
   values = flags.FlagValues()
-  own: dict[str, Any] = {'flag_values': values}
-  flags.DEFINE_string(
-    'model',
-    None,
-    "A run's workdir, one checkpoint in it, or a directory of published weights.",
-    **own,
-  )
-  flags.DEFINE_string('prompt', '', 'What the text begins with; empty: the start of a text.', **own)
-  flags.DEFINE_string(
-    'prompts', None, 'A UTF-8 file with a prompt on each line, or - for standard input.', **own
-  )
-  flags.DEFINE_boolean('interactive', False, 'Read prompts as they are typed.', **own)
-  flags.DEFINE_integer('num_samples', 1, 'Texts for each prompt. At least 1.', **own)
+  string = functools.partial(flags.DEFINE_string, flag_values=values)
+  boolean = functools.partial(flags.DEFINE_boolean, flag_values=values)
+  string('model', None, "A run's workdir, one checkpoint in it, or a model directory.")
+  string('prompt', '', 'The prompt; empty: the start of a text.')
+  string('prompts', None, 'A file with a prompt on each line, or - for standard input.')
+  boolean('interactive', False, 'Read prompts as they are typed.')
+  flags.DEFINE_integer('num_samples', 1, 'Number of texts per prompt.', flag_values=values)
   for name, doc in (
-    ('stop', r'End a text before this string; may be repeated. \n is a line break.'),
-    ('ban', 'A token that never comes, as text or as id:N; may be repeated.'),
+    ('stop', r'End a text before this string (\n is a line break); may be repeated.'),
+    ('ban', 'Token that is never generated, as text or as id:N; may be repeated.'),
     ('logit_bias', 'TOKEN:VALUE adds to the logit of a token; may be repeated.'),
   ):
-    flags.DEFINE_multi_string(name, None, doc, **own)
+    flags.DEFINE_multi_string(name, None, doc, flag_values=values)
     values[name].help = doc  # absl has added words of its own
-  flags.DEFINE_string(
-    'draft', None, 'A small model that guesses ahead for --model: texts as likely, sooner.', **own
-  )
-  flags.DEFINE_boolean('json', False, 'Print each text with its tokens as a line of JSON.', **own)
-  flags.DEFINE_boolean('log_probs', False, 'With --json: the log-probabilities too.', **own)
-  flags.DEFINE_boolean('stats', False, 'Tell on standard error how long it took.', **own)
-  for knob in config.knobs(config.GenerationConfig()):
+  string('draft', None, 'A smaller model that proposes tokens: the same distribution, but faster.')
+  boolean('json', False, 'Print each text and its tokens as a line of JSON.')
+  boolean('log_probs', False, 'Add log-probabilities to the JSON.')
+  boolean('stats', False, 'Print timings to standard error.')
+  define: dict[type, Any] = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
+  for knob in knobs.knobs(config.GenerationConfig()):
+    limits = ', '.join(f'{words} {limit}' for limit, words, _ in knob.field.metadata['limits'])
+    doc = knob.field.metadata['doc'] + (f' {limits.capitalize()}.' if limits else '')
     kind: Any = knob.field.type
-    _DEFINE[kind](knob.key, knob.value, f'{knob.field.metadata["doc"]}{_range(knob)}', **own)
+    define[kind](knob.key, knob.value, doc, flag_values=values)
   return values
 
 
-def _range(knob: config.Knob) -> str:
-  """The permitted values of a knob, as a sentence."""
-  words = ', '.join(f'{words} {limit}' for limit, words, _ in knob.field.metadata['limits'])
-  return f' {words.capitalize()}.' if words else ''
-
-
-@dataclasses.dataclass(frozen=True)
-class _Request:
-  """What the flags ask for, as far as it can be checked without the model."""
-
-  settings: config.GenerationConfig
-  prompts: list[tuple[str, str]]  # where each comes from, and the text
-  arguments: dict[str, Any]  # of `TextModel.stream`
-
-
 def main(values: flags.FlagValues) -> None:
-  """Loads the model and prints what it writes."""
-  request = _check(values)
-  with cli.output():
-    began = time.monotonic()
-    with _note(f'loading {values.model} …'):
-      from gpt_jax import device_memory, loading  # slow to import: after the flags are sound
-      from gpt_jax.generation import interactive
+  """Loads the model and prints the texts that it generates."""
+  request = _parse(values)
+  from gpt_jax.generation import parsing  # imports no JAX
 
-      user_cache.keep_compiled_programs()
-      loaded = loading.load(values.model)
-      if values.draft:
-        request.arguments['draft'] = loading.load(values.draft).model
-    if loaded.model.tokenizer is None:
-      raise errors.UserError(
-        f'{values.model} has no tokenizer, and there is no text without: put its tokenizer.json '
-        'there'
-      )
-    step = '' if loaded.step is None else f', step {loaded.step}'
-    print(f'{values.model}{step}', file=sys.stderr)
-    watch = _Watch(began)
-    try:
-      if values.interactive:
-        interactive.run(loaded.model, request.settings, request.arguments)
-        return
-      ids = _encode(loaded.model, request.prompts)
-      with device_memory.shortage_is_the_users(interactive.REMEDIES):
-        samples = _write(loaded.model, ids, request, values, watch)
-    except errors.UserError as e:
-      raise errors.UserError(_own_options(str(e))) from e
-    interactive.tell_slides(max(s.slides for s in samples), loaded.model.config.block_size)
-    if values.stats:
-      print(watch.table(samples, draft=bool(values.draft)), file=sys.stderr)
-
-
-def _check(values: flags.FlagValues) -> _Request:
-  """What is asked for; raises `UserError` that lists what can't be, whatever the model."""
-  from gpt_jax.generation import options, parsing  # neither imports JAX
-
-  settings = config.GenerationConfig()
-  for knob in config.knobs(settings):
-    setattr(settings, knob.key, values[knob.key].value)
-  found = [f'--{line}' for line in options.problems(settings)]
-  if not values.model:
-    found.append('--model=PATH is missing: the workdir of a run, as runs/quickstart')
-  if values.num_samples < 1:
-    found.append(f'--num_samples: {values.num_samples} must be at least 1')
-  if values.log_probs and not values.json:
-    found.append('--log_probs: only --json shows them: add it')
-  if not parsing.is_utf8(values.prompt):
-    found.append('--prompt is not UTF-8: put it into a file, and give that as --prompts=FILE')
-  if values['prompt'].present and values['prompts'].present:
-    found.append('--prompt and --prompts are both given: leave one out')
-  if values.interactive:
-    found += [
-      f'--{name} does not go with --interactive: leave one of them out'
-      for name in _BATCH
-      if values[name].present
-    ]
-  arguments: dict[str, Any] = {}
-  prompts = [('--prompt', values.prompt)]
-  try:
-    arguments = {
-      'stop': [parsing.unescaped('stop', text) for text in values.stop or []],
-      'ban': [parsing.token('ban', text) for text in values.ban or []],
-      'logit_bias': dict(parsing.bias(text) for text in values.logit_bias or []),
-    }
-  except errors.UserError as e:
-    found.append(str(e))
-  validation.fail(found)
+  prompts = [('prompt', values.prompt)]
   if values.prompts is not None:
     prompts = parsing.read_prompts(values.prompts)
-  return _Request(settings, prompts, arguments)
+  with cli.output():
+    began = time.monotonic()
+    if sys.stderr and sys.stderr.isatty():
+      print(f'loading {values.model} …', file=sys.stderr)
+    from gpt_jax.generation import interactive, language_model  # slow, so after the checks
+
+    user_cache.enable_compilation_cache()
+    model = language_model.load(values.model)
+    if values.draft:
+      request = dataclasses.replace(request, draft=language_model.load(values.draft))
+    if model.tokenizer is None:
+      raise errors.UserError('model', 'has no tokenizer', 'put its tokenizer.json there')
+    step = '' if model.step is None else f', step {model.step}'
+    print(f'{values.model}{step}', file=sys.stderr)
+    if values.interactive:
+      interactive.run(
+        model, request, report=lambda e: print(cli.render(e, values), file=sys.stderr)
+      )
+      return
+    times = [time.monotonic()]
+    samples = _generate(model, prompts, request, values, times)
+    interactive.report_shifts(max(s.context_shifts for s in samples), model.config.block_size)
+    if values.stats:
+      print(_stats(began, times, samples, draft=bool(values.draft)), file=sys.stderr)
 
 
-@contextlib.contextmanager
-def _note(what: str) -> Iterator[None]:
-  """Shows `what` while it is done, on a terminal."""
-  if sys.stderr is None or not sys.stderr.isatty():
-    yield
-    return
-  print(what, end='', file=sys.stderr, flush=True)
+def _parse(values: flags.FlagValues) -> 'options.Request':
+  """Returns how to generate; raises `UserError` for all that is invalid whatever the model."""
+  from gpt_jax.generation import options, parsing  # neither imports JAX
+
+  found: list[errors.UserError] = []
+  if not values.model:
+    found.append(errors.UserError('model', 'must be given', 'for example runs/quickstart'))
+  if values.num_samples < 1:
+    found.append(errors.UserError('num_samples', f'{values.num_samples} must be at least 1'))
+  if values.log_probs and not values.json:
+    found.append(errors.UserError('log_probs', 'needs `json`'))
+  if not parsing.is_utf8(values.prompt):
+    found.append(errors.UserError('prompt', 'is not UTF-8', 'put it into a file for `prompts`'))
+  if values['prompt'].present and values['prompts'].present:
+    found.append(errors.UserError('prompt', 'cannot be combined with `prompts`'))
+  for name in _BATCH if values.interactive else ():
+    if values[name].present:
+      found.append(errors.UserError(name, 'cannot be combined with `interactive`'))
+  arguments: dict[str, Any] = {}
+  for knob in knobs.knobs(config.GenerationConfig()):
+    arguments[knob.key] = values[knob.key].value
   try:
-    yield
-  finally:
-    print('\r\033[K', end='', file=sys.stderr, flush=True)
+    arguments |= {
+      'stop': [parsing.unescape('stop', text) for text in values.stop or []],
+      'ban': [parsing.token('ban', text) for text in values.ban or []],
+      'logit_bias': dict(parsing.bias('logit_bias', text) for text in values.logit_bias or []),
+    }
+  except errors.UserError as e:
+    found.append(e)
+  try:
+    request = options.make(**arguments)
+  except errors.UserError as e:
+    found.append(e)
+  errors.raise_all(found)
+  return request
 
 
-def _encode(model: 'text.TextModel', prompts: list[tuple[str, str]]) -> list[list[int]]:
-  """The tokens of all prompts; raises `UserError` that names the place of each that is amiss."""
-  ids, found = [], []
-  for place, prompt in prompts:
-    try:
-      ids.append(model.encode(prompt))
-    except errors.UserError as e:
-      found.append(f'{place}: {e}')
-  validation.fail(found)
-  return ids
-
-
-class _Watch:
-  """How long a command takes."""
-
-  def __init__(self, began: float):
-    """The model has just been loaded; that `began` at this time."""
-    self._loaded = time.monotonic()
-    self._load = self._loaded - began
-    self._first: float | None = None
-    self._ended = self._loaded
-
-  def look(self) -> None:
-    """Something new was written."""
-    self._ended = time.monotonic()
-    if self._first is None:
-      self._first = self._ended
-
-  def table(self, samples: 'list[results.Sample]', *, draft: bool) -> str:
-    """What it measured, a row for each figure."""
-    first = self._loaded if self._first is None else self._first
-    tokens = sum(len(sample.tokens) for sample in samples)
-    rows = [
-      ('load', f'{self._load:.2f} s'),
-      ('first token', f'{first - self._loaded:.2f} s, to compile included'),
-      ('the others', f'{self._ended - first:.2f} s'),
-      ('tokens', f'{tokens:,} in {len(samples):,} text{"" if len(samples) == 1 else "s"}'),
-    ]
-    if draft and tokens:
-      guessed = sum(sample.guessed for sample in samples)
-      rows.append(('draft', f'guessed {guessed / tokens:.0%} of them'))
-    if tokens > len(samples) and self._ended > first:
-      rate = (tokens - len(samples)) / (self._ended - first)
-      rows.append(('rate', f'{rate:,.0f} tokens/s after the first'))
-    return '\n'.join(f'{name:<16}{value}' for name, value in rows)
-
-
-def _write(
-  model: 'text.TextModel',
-  ids: list[list[int]],
-  request: _Request,
+def _generate(
+  model: 'language_model.LanguageModel',
+  prompts: list[tuple[str, str]],
+  request: 'options.Request',
   values: flags.FlagValues,
-  watch: _Watch,
-) -> 'list[results.Sample]':
-  """Generates all texts and prints them."""
-  from gpt_jax import progress
+  times: list[float],
+) -> 'list[rows.Sample]':
+  """Generates and prints all texts; raises `UserError` with the place of each invalid prompt."""
+  from gpt_jax import oom
   from gpt_jax.generation import interactive
 
-  texts = [prompt for _, prompt in request.prompts for _ in range(values.num_samples)]
-  if len(texts) == 1 and not values.json:
-    print(texts[0], end='', flush=True)
-    return [interactive.write(model, ids[0], request.settings, request.arguments, watch=watch.look)]
-  with progress.Bar() as bar:
+  places = [place for place, _ in prompts for _ in range(values.num_samples)]
+  texts = [text for _, text in prompts for _ in range(values.num_samples)]
 
-    def show(what: str, done: int, total: int) -> None:
-      watch.look()
-      bar.show(what, done, total)
+  def show(*done: Any) -> None:
+    times.append(time.monotonic())
+    if done:
+      bar.show(*done)
 
-    samples = model.generate(
-      [prompt for prompt in ids for _ in range(values.num_samples)],
-      log_probs=values.log_probs,
-      progress=show,
-      **request.arguments,
-      **dataclasses.asdict(request.settings),
-    )
-  for i, (prompt, sample) in enumerate(zip(texts, samples, strict=True)):
-    if values.json:
-      print(_json(prompt, i % values.num_samples, sample))
-    else:
-      print(f'{_SEPARATOR}\n' * bool(i) + prompt + (sample.text or ''))
+  try:
+    with progress.Bar() as bar, oom.oom_as_user_error(interactive.OOM_FIX):
+      if len(texts) == 1 and not values.json:
+        parts = model.stream(texts[0], request=request)
+        return [interactive.write(texts[0], parts, watch=show)]
+      samples = model.generate(texts, log_probs=values.log_probs, progress=show, request=request)
+  except errors.UserError as e:
+    at = {'prompt': places[0], **{f'prompts[{i}]': place for i, place in enumerate(places)}}
+    found = [error.at(at.get(error.key, error.key)) for error in e.all]
+    errors.raise_all(list({str(error): error for error in found}.values()))
+  for i, (text, sample) in enumerate(zip(texts, samples, strict=True)):
+    if not values.json:
+      print(f'{_SEPARATOR}\n' * bool(i) + text + (sample.text or ''))
+      continue
+    record = {'prompt': text, 'index': i % values.num_samples, 'text': sample.text}
+    record |= {'tokens': sample.tokens, 'ended': sample.ended}
+    if sample.log_probs is not None:
+      record['log_probs'] = sample.log_probs
+    print(json.dumps(record, ensure_ascii=False))
   return samples
 
 
-def _json(prompt: str, index: int, sample: 'results.Sample') -> str:
-  record = {'prompt': prompt, 'index': index, 'text': sample.text, 'tokens': sample.tokens}
-  if sample.log_probs is not None:
-    record['log_probs'] = sample.log_probs
-  return json.dumps({**record, 'ended': sample.ended}, ensure_ascii=False)
-
-
-def _own_options(message: str) -> str:
-  """A message about options of `TextModel.generate` in the words of this command."""
-  names = [*config.GenerationConfig.__dataclass_fields__, 'stop', 'ban', 'logit_bias', 'draft']
-  return re.sub(rf'^( *)({"|".join(names)}):', r'\1--\2:', message, flags=re.MULTILINE)
+def _stats(began: float, times: list[float], samples: 'list[rows.Sample]', *, draft: bool) -> str:
+  """A row for each figure; `times` are when the model was loaded and when tokens came."""
+  loaded, first, last = times[0], times[:2][-1], times[-1]
+  tokens = sum(len(sample.tokens) for sample in samples)
+  table = [
+    ('load', f'{loaded - began:.2f} s'),
+    ('first token', f'{first - loaded:.2f} s, with compiling'),
+    ('other tokens', f'{last - first:.2f} s'),
+    ('tokens', f'{tokens:,} in {len(samples):,} text{"" if len(samples) == 1 else "s"}'),
+  ]
+  if draft and tokens:
+    accepted = sum(sample.accepted for sample in samples) / tokens
+    table.append(('accepted', f'{accepted:.0%} of them were proposed by the draft'))
+  if tokens > len(samples) and last > first:
+    rate = (tokens - len(samples)) / (last - first)
+    table.append(('rate', f'{rate:,.0f} tokens/s after the first'))
+  return '\n'.join(f'{name:<16}{value}' for name, value in table)
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, takes_config=False)
+  cli.run(main, define_flags(), doc=__doc__)

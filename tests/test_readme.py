@@ -1,12 +1,14 @@
 """The README's commands are what the project does: each parses, and the short ones are run."""
 
-import ast
 import importlib
+import os
 import pathlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from absl import flags
@@ -70,47 +72,51 @@ def test_links_and_the_tree_lead_to_files_that_exist() -> None:
     assert (REPOSITORY / path).exists(), path
 
 
-def test_train_and_sample_as_the_readme_shows(tmp_path: pathlib.Path) -> None:
-  """The training command on one's own text, made short, then the sampling command and API."""
+def run(words: list[str], *args: str) -> None:
+  """Runs a command of the README in this process, with more arguments."""
+  with mock.patch.object(sys, 'argv', [*words, *args]):
+    runpy.run_module(words[0], run_name='__main__')
+
+
+@pytest.mark.filterwarnings('ignore:.*found in sys.modules:RuntimeWarning')
+def test_train_sample_convert_evaluate_and_python_as_the_readme_shows(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+  """The training command on your own text, made short, then what uses the model."""
+  monkeypatch.chdir(REPOSITORY)
+  workdir, cache = tmp_path / 'run', f'--config.data.cache_dir={tmp_path / "cache"}'
   (train,) = (words for words in python_commands() if any('data.source' in word for word in words))
-  run = tmp_path / 'run'
-  small = ['--config.train.steps=4', '--config.train.eval_every=4', '--config.model.n_layer=1']
-  cache = f'--config.data.cache_dir={tmp_path / "cache"}'
-  python = [sys.executable, '-m']
-  result = run_command([*python, *train, *small, cache, f'--workdir={run}'])
-  assert (run / 'loss.png').exists(), result
-  (sample,) = (words for words in python_commands() if words[0] == 'gpt_jax.sample')
-  text = run_command([*python, *sample, f'--model={run}', '--max_new_tokens=5'])
-  assert text.count('The ') >= 3
-  for module in ('convert', 'evaluate'):
-    (other,) = (words for words in python_commands() if words[0] == f'gpt_jax.{module}')
-    output = tmp_path / module
-    run_command(
-      [
-        *python,
-        *other,
-        f'--model={run}',
-        f'--{"output" if module == "convert" else "json"}={output}',
-      ]
-    )
-    assert output.exists()
+  small = ['--config.train.steps=2', '--config.train.eval_batches=1', '--config.model.n_layer=1']
+  run(train, *small, cache, f'--workdir={workdir}')
+  assert (workdir / 'loss.png').exists()
+  one = {words[0]: words for words in python_commands()}
+  capsys.readouterr()
+  run(one['gpt_jax.sample'], f'--model={workdir}', '--max_new_tokens=5')
+  assert capsys.readouterr().out.count('The ') >= 3
+  run(one['gpt_jax.convert'], f'--model={workdir}', f'--output={tmp_path / "exported"}')
+  run(one['gpt_jax.evaluate'], f'--model={workdir}', f'--json={tmp_path / "result"}', '--limit=99')
+  assert (tmp_path / 'exported').is_dir() and (tmp_path / 'result').is_file()
   (block,) = re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL)
-  code = block.replace('runs/quickstart', str(run)).replace(
+  code = block.replace('runs/quickstart', str(workdir)).replace(
     'max_new_tokens=100', 'max_new_tokens=3'
   )
-  ast.parse(code)
-  assert run_command([sys.executable, '-c', code])
+  capsys.readouterr()
+  exec(code, {})
+  assert capsys.readouterr().out
 
 
 def test_the_mesh_command_fits_eight_devices(tmp_path: pathlib.Path) -> None:
   (mesh,) = (words for words in python_commands() if any('mesh.' in word for word in words))
-  short = ['--config.train.steps=2', '--config.train.eval_batches=1', '--config.model.n_layer=1']
+  short = ['--config.train.steps=1', '--config.train.eval_batches=1', '--config.model.n_layer=1']
   places = [f'--workdir={tmp_path / "run"}', f'--config.data.cache_dir={tmp_path / "cache"}']
-  printed = run_command([sys.executable, '-m', *mesh, *short, *places])
-  assert 'fsdp 2 × tensor 2' in printed
-
-
-def run_command(command: list[str]) -> str:
-  result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
-  assert result.returncode == 0, result.stderr
-  return result.stdout
+  flags = '--xla_force_host_platform_device_count=8'
+  assert f'XLA_FLAGS={flags}' in README
+  done = subprocess.run(
+    [sys.executable, '-m', *mesh, *short, *places],
+    cwd=REPOSITORY,
+    env={**os.environ, 'XLA_FLAGS': flags},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'fsdp 2 × tensor 2' in done.stdout

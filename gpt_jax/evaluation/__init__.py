@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity of a text, and the questions of HellaSwag and LAMBADA."""
+"""Measures a model: perplexity of a text, and the questions of HellaSwag and LAMBADA."""

@@ -1,120 +1,83 @@
-"""Questions from a file of JSON lines, and a continuation to be scored behind its context."""
+"""Questions from a JSON lines file, and the scores of continuations of a context."""
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from gpt_jax import errors
+from gpt_jax import errors, progress
 from gpt_jax.data.sources import files
 from gpt_jax.evaluation import scoring
-from gpt_jax.generation import text
 
 Example = TypeVar('Example')
 
 
-class Total(NamedTuple):
-  """What the model says of a continuation, in all: nats, tokens, and whether it is greedy's."""
+def read(path: str, parse: Callable[[Any], Example], limit: int | None) -> list[Example]:
+  """Reads the first `limit` examples (None: all) of a JSON lines file, which may be .gz or .zst.
 
-  log_prob: float
-  tokens: int
-  greedy: bool
-
-
-def read(path: str, parse: Callable[[dict[str, Any]], Example], limit: int | None) -> list[Example]:
-  """The first `limit` examples of a JSON lines file, which may be .gz or .zst.
-
-  Args:
-    path: The file; `~` works. Blank lines are skipped.
-    parse: Makes an example of a record; raises `UserError` without saying where it is.
-    limit: None for all.
-
-  Raises:
-    UserError: Names the file and the line.
+  `parse` returns the example of a record. Blank lines are skipped. Raises `UserError` if the file
+  can't be read, is empty, or has an invalid line.
   """
   found: list[Example] = []
-  file_path = pathlib.Path(path).expanduser()
-  with files.open_binary(file_path) as file:
+  with files.open_binary(pathlib.Path(path).expanduser()) as file:
     for number, line in enumerate(file, 1):
       if len(found) == limit:
         break
-      if line.strip():
-        try:
-          found.append(parse(_record(line)))
-        except errors.UserError as e:
-          raise errors.UserError(f'{path}, line {number:,}: {e}') from e
+      try:
+        if line.strip():
+          found.append(parse(json.loads(line.decode('utf-8-sig'))))
+      except errors.UserError as e:
+        raise e.at(f'{path}, line {number:,}') from e
+      except (ValueError, RecursionError) as e:
+        raise errors.UserError(f'{path}, line {number:,}', f'is not JSON ({e})') from e
   if not found:
-    raise errors.UserError(f'{path} has no examples: it is empty')
+    raise errors.UserError(path, 'has no examples')
   return found
 
 
-def field(record: dict[str, Any], name: str) -> Any:
-  """A value of `record`; raises `UserError` if there is none."""
-  if name not in record:
-    raise errors.UserError(f'there is no field {name} (fields: {", ".join(record) or "none"})')
+def field(record: Any, name: str, kind: Any) -> Any:
+  """Returns a value of `record`; raises `UserError` if it is missing or not of this type."""
+  if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+    raise errors.UserError('line', f'has no valid field {name}')
   return record[name]
 
 
-def text_field(record: dict[str, Any], name: str) -> str:
-  """As `field`; raises `UserError` too if the value isn't text."""
-  value = field(record, name)
-  if not isinstance(value, str):
-    raise errors.UserError(f'field {name} must be text, not {json.dumps(value)[:80]}')
-  return value
+def row(scorer: scoring.Scorer, context: str, continuation: str) -> tuple[scoring.Row, bool]:
+  """Encodes `context` and `continuation`, each by itself, for the scores of `continuation`.
 
-
-def row(model: text.TextModel, context: str, continuation: str) -> tuple[scoring.Row, bool]:
-  """The row that scores `continuation` behind `context`, each encoded by itself.
-
-  Returns:
-    The row, and whether the oldest tokens of the context were left out: where both are longer than
-    the model can read.
-
-  Raises:
-    UserError: A part is empty or has no token, or the continuation alone is too long.
+  Returns whether the beginning of the context was cut off to fit into `block_size`, too.
   """
-  assert model.tokenizer is not None
-  before, after = model.tokenizer.encode(context), model.tokenizer.encode(continuation)
-  if model.tokenizer.start_of_text is not None:
-    before = np.concatenate([[model.tokenizer.start_of_text], before])
-  block_size = model.config.block_size
-  if not len(before) or not len(after):
-    raise errors.UserError(f'{"the context" if not len(before) else "what follows"} is empty')
-  if len(after) > block_size:
-    raise errors.UserError(
-      f'{continuation[:40]!r}… has {len(after)} tokens, and the model reads {block_size} '
-      '(its block_size) at most'
-    )
-  whole = np.concatenate([before, after])
-  tokens = whole[-block_size - 1 :]
-  return scoring.Row(tokens, len(tokens) - len(after)), len(tokens) < len(whole)
+  tokenizer, block_size = scorer.tokenizer, scorer.config.block_size
+  before, after = tokenizer.encode(context), tokenizer.encode(continuation)
+  if tokenizer.bos_id is not None:
+    before = np.concatenate([[tokenizer.bos_id], before])
+  if not len(before) or not 1 <= len(after) <= block_size:
+    problem = f'must have some context and 1 to {block_size} (block_size) tokens after it'
+    raise errors.UserError('line', f'{problem}, not {len(before)} and {len(after)}')
+  tokens = np.concatenate([before, after])[-block_size - 1 :]
+  return scoring.Row(tokens, len(tokens) - len(after)), len(before) + len(after) > len(tokens)
 
 
-def totals(
-  scorer: scoring.Scorer, rows: Iterable[scoring.Row], progress: Callable[[int], None]
-) -> list[Total]:
-  """Scores rows, in their order; `progress` is called with how many are done."""
-  done: dict[int, Total] = {}
-  progress(0)
+def score(
+  scorer: scoring.Scorer,
+  rows: Sequence[scoring.Row],
+  *,
+  phase: str,
+  progress: progress.Report | None,
+) -> list[scoring.Scores]:
+  """Returns the scores of `rows` in their order; `progress` is reported under the name `phase`."""
+  found: dict[int, scoring.Scores] = {}
+  if progress:
+    progress(phase, 0, len(rows))  # the first batch takes the longest
   for number, scores in scorer.score(rows):
-    log_prob = float(scores.log_probs.sum(dtype=np.float64))
-    done[number] = Total(log_prob, len(scores.log_probs), bool(scores.greedy.all()))
-    progress(len(done))
-  return [done[number] for number in range(len(done))]
+    found[number] = scores
+    if progress:
+      progress(phase, len(found), len(rows))
+  return [found[number] for number in range(len(rows))]
 
 
 def standard_error(share: float, num_examples: int) -> float:
-  """Of a share of `num_examples` independent yes-or-no answers: sqrt(p (1 - p) / n)."""
+  """Returns sqrt(p (1 - p) / n), the standard error of a share p of n yes-or-no answers."""
   return float(np.sqrt(share * (1 - share) / num_examples))
-
-
-def _record(line: bytes) -> dict[str, Any]:
-  try:
-    record = json.loads(line.decode('utf-8-sig'))
-  except (ValueError, RecursionError) as e:
-    raise errors.UserError(f'this is not JSON ({e}); every line must hold one JSON object') from e
-  if not isinstance(record, dict):
-    raise errors.UserError('this is not a JSON object; every line must hold one')
-  return record

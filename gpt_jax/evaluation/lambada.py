@@ -1,92 +1,64 @@
-"""LAMBADA (Paperno et al. 2016): what is the last word of a passage?
+"""LAMBADA (Paperno et al. 2016): predict the last word of a passage.
 
-The file is OpenAI's (`lambada_test.jsonl`, 5,153 passages in natural spelling) by custom. Of a
-line `text` is read as it stands: what is behind its last space, with the space, is to be predicted,
-which is what EleutherAI's lm-evaluation-harness does in `lambada_openai`.
+Reads OpenAI's file (`lambada_test.jsonl`, 5,153 passages in natural spelling), and of each line
+`text`, unchanged. Predicted is what follows the last space, with that space, as in `lambada_openai`
+of EleutherAI's lm-evaluation-harness.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from gpt_jax import errors
+import numpy as np
+
+from gpt_jax import errors, progress
 from gpt_jax.evaluation import examples, scoring
-from gpt_jax.generation import text
-
-
-class Passage(NamedTuple):
-  """The last word as a row to score, and whether some of the context was left out."""
-
-  row: scoring.Row
-  shortened: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Lambada:
-  """How well the model predicts last words.
+  """How well the model predicts last words."""
 
-  Attributes:
-    examples: Passages.
-    acc: Share where greedy decoding writes the word: each of its tokens is the most probable one.
-    acc_stderr: Standard error of `acc`.
-    loss: Mean negative log-likelihood, nats a word.
-    perplexity: e to the loss: of words, not of tokens.
-    shortened: Passages that don't fit in `block_size` as a whole.
-  """
-
-  examples: int
-  acc: float
-  acc_stderr: float
-  loss: float
-  perplexity: float
-  shortened: int
+  examples: int  # number of passages
+  acc: float  # fraction of the words that greedy decoding gives: all of their tokens
+  acc_stderr: float  # standard error of acc
+  loss: float  # mean negative log-likelihood, nats per word
+  perplexity: float  # e to the loss, so per word, not per token
+  shortened: int  # passages that don't fit into block_size
 
   def table(self) -> list[tuple[str, str]]:
-    """Names and values to print."""
+    """Returns names and values to print."""
     return [
       ('passages', f'{self.examples:,} ({self.shortened:,} with a shortened context)'),
       ('acc', f'{self.acc:.2%} ± {self.acc_stderr:.2%} (last word by greedy decoding)'),
-      ('loss', f'{self.loss:.4f} nats a last word'),
-      ('perplexity', f'{self.perplexity:.3f} of last words'),
+      ('loss', f'{self.loss:.4f} nats per last word'),
+      ('perplexity', f'{self.perplexity:.3f} per last word'),
     ]
 
 
-def read(path: str, model: text.TextModel, *, limit: int | None) -> list[Passage]:
-  """The passages of a file for `model`, which has a tokenizer.
-
-  Raises:
-    UserError: Names the line that isn't a passage, or that the model can't read.
-  """
-
-  def parse(record: dict[str, Any]) -> Passage:
-    context, space, word = examples.text_field(record, 'text').rpartition(' ')
-    if not context or not word.strip():
-      raise errors.UserError('field text must be several words, and end with the last of them')
-    return Passage(*examples.row(model, context, space + word))
-
-  return examples.read(path, parse, limit)
+def parse(scorer: scoring.Scorer, record: Any) -> tuple[scoring.Row, bool]:
+  """Returns the `examples.row` of a line; raises `UserError` if it is no passage."""
+  context, space, word = examples.field(record, 'text', str).rpartition(' ')
+  if not context or not word.strip():
+    raise errors.UserError('line', 'field text must hold several words, and end with a word')
+  return examples.row(scorer, context, space + word)
 
 
 def measure(
-  scorer: scoring.Scorer, passages: Sequence[Passage], *, progress: scoring.Progress | None
+  scorer: scoring.Scorer, path: str, *, limit: int | None, progress: progress.Report | None
 ) -> Lambada:
-  """Scores the last words of `passages`."""
-
-  def tell(done: int) -> None:
-    if progress:
-      progress('scoring last words', done, len(passages))
-
-  rows = [passage.row for passage in passages]
-  totals = examples.totals(scorer, rows, tell)
-  count = len(passages)
-  acc = sum(total.greedy for total in totals) / count
-  loss = -math.fsum(total.log_prob for total in totals) / count
+  """Scores the last words of the first `limit` passages."""
+  passages = examples.read(path, functools.partial(parse, scorer), limit)
+  rows, shortened = zip(*passages, strict=True)
+  scores = examples.score(scorer, rows, phase='scoring last words', progress=progress)
+  acc = sum(bool(each.greedy.all()) for each in scores) / len(rows)
+  loss = -math.fsum(each.log_probs.sum(dtype=np.float64) for each in scores) / len(rows)
   return Lambada(
-    examples=count,
+    examples=len(rows),
     acc=acc,
-    acc_stderr=examples.standard_error(acc, count),
+    acc_stderr=examples.standard_error(acc, len(rows)),
     loss=loss,
-    perplexity=scoring.perplexity(loss),
-    shortened=sum(passage.shortened for passage in passages),
+    perplexity=math.exp(min(loss, 700.0)),
+    shortened=sum(shortened),
   )

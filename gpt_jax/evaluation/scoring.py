@@ -1,12 +1,11 @@
-"""Log-probabilities of given tokens: what every measurement of a model is made of.
+"""Log-probabilities of given tokens, the basis of every measurement of a model.
 
-Shapes in names: B batch, L length, V vocabulary.
+Shapes in names: B batch, L length, S scored tokens, D width, V vocabulary.
 """
 
 import collections
-import math
-import sys
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,125 +13,104 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import errors
-from gpt_jax.generation import text
+from gpt_jax.generation import language_model
 from gpt_jax.models import gpt
 
-# Called now and then with what is done, how much of it, and how much there is in all.
-Progress = Callable[[str, int, int], None]
-_SHORTEST = 32  # inputs of the smallest program; the others double up to block_size
+_SHORTEST = 32  # smallest padded length; the others double, up to block_size
+_Batch = list[tuple[int, 'Row']]  # rows with their numbers
 
 
 class Row(NamedTuple):
-  """Tokens to score.
+  """Tokens to score; those before `first` are context."""
 
-  Attributes:
-    tokens: Integers (L,), L at most `block_size` + 1: the last one is never an input.
-    first: Position of the first token to score, from 1: the tokens before are context only.
-  """
-
-  tokens: np.ndarray
-  first: int
+  tokens: np.ndarray  # integers (L,), L at most block_size + 1, as the last one is no input
+  first: int  # position of the first token to score, at least 1
 
 
 class Scores(NamedTuple):
-  """What the model says of the tokens of a row from `first` on.
+  """Scores of the tokens of a row from `first` on."""
 
-  Attributes:
-    log_probs: float32 (L - first,), log p(token | all before it in the row), in nats.
-    greedy: bool (L - first,), whether no other token is more probable (of equals the lowest id
-      counts, as greedy decoding has it).
-  """
-
-  log_probs: np.ndarray
-  greedy: np.ndarray
+  log_probs: np.ndarray  # float32 (S,), log p(token | all before it in the row), in nats
+  greedy: np.ndarray  # bool (S,), whether greedy decoding chooses the token (lowest id of equals)
 
 
 class Scorer:
   """Scores rows in batches on the model's device.
 
-  A row is padded behind to the next of a few lengths, by its own length alone, and every batch has
-  `batch_size` rows: no result depends on other rows, but for the rounding of the matrix products.
+  Rows are padded to one of a few lengths, so that few programs are compiled. Scores don't depend on
+  the other rows, except for the rounding of matrix products.
   """
 
-  def __init__(self, model: text.TextModel, *, batch_size: int) -> None:
-    """Compiles nothing yet; each length is compiled when the first row of it comes."""
-    self.model = model
-    self._batch_size = batch_size
-    self._forward = jax.jit(_forward_of(gpt.GPT(model.config)))
+  def __init__(self, model: language_model.LanguageModel, *, batch_size: int) -> None:
+    """Compiles nothing yet; raises `UserError` if the model has no tokenizer."""
+    if model.tokenizer is None:
+      raise errors.UserError('model', 'has no tokenizer', 'add its tokenizer.json to the directory')
+    self.config, self.tokenizer = model.config, model.tokenizer
+    self._params, self._batch_size = model.params, batch_size
+    self._forward = jax.jit(functools.partial(_forward, gpt.GPT(model.config)))
 
   def score(self, rows: Iterable[Row]) -> Iterator[tuple[int, Scores]]:
-    """Scores rows as they come; only those of some batches are held.
+    """Scores rows as they come, holding those of a few batches at a time.
 
-    Yields:
-      The number of each row, from 0, with its scores; not in the order of the rows.
-
-    Raises:
-      ValueError: A row is too long, or has nothing to score.
-      UserError: The model gives no finite log-probabilities.
+    Yields the number of each row, from 0, with its scores, in any order. Raises `ValueError` if a
+    row is too long or has nothing to score, `UserError` if a log-probability is not finite.
     """
     running = None
     for length, batch in self._batches(rows):
-      started = batch, self._forward(self.model.params, self._padded(length, batch))
-      if running:  # fetched while the device is busy with the next
-        yield from _unpacked(*running)
+      started = batch, self._forward(self._params, *self._arrays(length, batch))
+      if running:  # fetched while the device computes the next batch
+        yield from _fetch(*running)
       running = started
     if running:
-      yield from _unpacked(*running)
+      yield from _fetch(*running)
 
-  def _batches(self, rows: Iterable[Row]) -> Iterator[tuple[int, list[tuple[int, Row]]]]:
-    """Numbered rows that are padded to one length, and that length."""
-    waiting = collections.defaultdict(list)
+  def _batches(self, rows: Iterable[Row]) -> Iterator[tuple[int, _Batch]]:
+    """Yields batches of rows with the same padded length, and that length."""
+    waiting: dict[int, _Batch] = collections.defaultdict(list)
     for number, row in enumerate(rows):
-      if not 1 <= row.first < len(row.tokens) <= self.model.config.block_size + 1:
-        raise ValueError(f'a row of {len(row.tokens)} tokens from {row.first} on')
-      length = self._padded_length(len(row.tokens) - 1)
+      if not 1 <= row.first < len(row.tokens) <= self.config.block_size + 1:
+        raise ValueError(f'cannot score a row of {len(row.tokens)} tokens from {row.first} on')
+      length = self._padded(len(row.tokens) - 1)
       waiting[length].append((number, row))
       if len(waiting[length]) == self._batch_size:
         yield length, waiting.pop(length)
     yield from waiting.items()
 
-  def _padded_length(self, length: int) -> int:
+  def _arrays(self, length: int, batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Returns tokens (B, L + 1) and the positions of those to score (B, S), 0 where padded."""
+    num_scored = self._padded(max(len(row.tokens) - row.first for _, row in batch))
+    tokens_BL = np.zeros((self._batch_size, length + 1), np.int32)
+    scored_BS = np.zeros((self._batch_size, num_scored), np.int32)
+    for tokens_L, scored_S, (_, row) in zip(tokens_BL, scored_BS, batch, strict=False):
+      tokens_L[: len(row.tokens)] = row.tokens
+      scored_S[: len(row.tokens) - row.first] = np.arange(row.first, len(row.tokens))
+    return tokens_BL, scored_BS
+
+  def _padded(self, length: int) -> int:
     padded = _SHORTEST
     while padded < length:
       padded *= 2
-    return min(padded, self.model.config.block_size)
-
-  def _padded(self, length: int, batch: list[tuple[int, Row]]) -> np.ndarray:
-    """The inputs and the targets behind them: int32 (B, length + 1); 0 where there is nothing."""
-    tokens_BL = np.zeros((self._batch_size, length + 1), np.int32)
-    for tokens_L, (_, row) in zip(tokens_BL, batch, strict=False):
-      tokens_L[: len(row.tokens)] = row.tokens
-    return tokens_BL
+    return min(padded, self.config.block_size)
 
 
-def perplexity(loss: float) -> float:
-  """e to a loss in nats; infinite where a float doesn't reach."""
-  return math.exp(loss) if loss < math.log(sys.float_info.max) else math.inf
+def _forward(
+  model: gpt.GPT, params: Any, tokens_BL: jax.Array, scored_BS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the `Scores` of the tokens at `scored_BS`; no other logits are computed."""
+  hidden_BLD, _ = model.apply({'params': params}, tokens_BL[:, :-1], method='hidden')
+  hidden_BSD = jnp.take_along_axis(hidden_BLD, scored_BS[..., None] - 1, axis=1)
+  logits_BSV: Any = model.apply({'params': params}, hidden_BSD, method='logits')
+  targets_BS = jnp.take_along_axis(tokens_BL, scored_BS, axis=1)
+  log_probs_BSV = jax.nn.log_softmax(logits_BSV)
+  log_probs_BS1 = jnp.take_along_axis(log_probs_BSV, targets_BS[..., None], axis=-1)
+  return log_probs_BS1[..., 0], logits_BSV.argmax(-1) == targets_BS
 
 
-def _forward_of(model: gpt.GPT) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """The function to jit: (params, tokens (B, L + 1)) -> log-probabilities, greedy, each (B, L)."""
-
-  def forward(params: Any, tokens_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-    targets_BL = tokens_BL[:, 1:]
-    logits_BLV, _ = model.apply({'params': params}, tokens_BL[:, :-1])  # -inf in the padding of V
-    log_probs_BLV = jax.nn.log_softmax(logits_BLV)
-    picked_BL1 = jnp.take_along_axis(log_probs_BLV, targets_BL[..., None], axis=-1)
-    return picked_BL1[..., 0], logits_BLV.argmax(-1) == targets_BL
-
-  return forward
-
-
-def _unpacked(
-  batch: list[tuple[int, Row]], computed: tuple[jax.Array, jax.Array]
-) -> Iterator[tuple[int, Scores]]:
-  """The results of a batch, waited for."""
-  log_probs_BL, greedy_BL = map(np.asarray, computed)
-  for (number, row), log_probs_L, greedy_L in zip(batch, log_probs_BL, greedy_BL, strict=False):
-    scored = slice(row.first - 1, len(row.tokens) - 1)
-    if not np.isfinite(log_probs_L[scored]).all():
-      raise errors.UserError(
-        "the model's log-probabilities are not finite numbers: its training has diverged; measure "
-        'an earlier checkpoint, as --model=WORKDIR/checkpoints/STEP'
-      )
-    yield number, Scores(log_probs_L[scored], greedy_L[scored])
+def _fetch(batch: _Batch, computed: tuple[jax.Array, jax.Array]) -> Iterator[tuple[int, Scores]]:
+  """Waits for the results of a batch, and yields those of each row."""
+  for (number, row), *scores in zip(batch, *map(np.asarray, computed), strict=False):
+    log_probs_S, greedy_S = (values[: len(row.tokens) - row.first] for values in scores)
+    if not np.isfinite(log_probs_S).all():
+      problem = 'its log-probabilities are not finite: the training diverged'
+      raise errors.UserError('model', problem, 'measure WORKDIR/checkpoints/STEP, an earlier one')
+    yield number, Scores(log_probs_S, greedy_S)

@@ -1,77 +1,85 @@
-"""What texts begin with, as users give it: read, checked, all problems at once."""
+"""Prompts, as text or token ids: encoded and checked, all problems reported together."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors, validation
+from gpt_jax import errors
 from gpt_jax.data import tokenizers
 
 Prompt = str | Sequence[int] | np.ndarray
 
 
 def encode(
-  config: config_lib.ModelConfig, tokenizer: tokenizers.Tokenizer | None, prompt: Prompt
+  config: config_lib.ModelConfig,
+  tokenizer: tokenizers.Tokenizer | None,
+  prompt: Prompt,
+  *,
+  key: str = 'prompt',
 ) -> list[int]:
-  """The token ids that a text is continued from, at least one.
+  """Returns the token ids of a prompt, at least one; raises `UserError` at `key` if it is invalid.
 
-  Raises:
-    UserError: The model can't read them, or they are more than `block_size`.
+  An empty prompt is the start of a text: bos, else eos, else a newline, else token 0.
   """
   if isinstance(prompt, str):
-    if not tokenizer:
-      raise errors.UserError('the model has no tokenizer: give lists of token ids, not text')
-    prompt = tokenizer.encode(prompt)
-    if tokenizer.start_of_text is not None:
-      prompt = np.concatenate([[tokenizer.start_of_text], prompt])
-  ids = np.asarray(prompt)
-  if ids.ndim != 1:
-    raise errors.UserError(f'{prompt!r} must be text or a list of token ids')
-  if not ids.size:
+    if tokenizer is None:
+      raise errors.UserError(key, 'the model has no tokenizer', 'give token ids, not text')
+    try:
+      prompt = tokenizer.encode(prompt)
+    except errors.UserError as e:
+      raise e.at(key) from e
+    if tokenizer.bos_id is not None:
+      prompt = np.concatenate([[tokenizer.bos_id], prompt])
+  ids_L = np.asarray(prompt)
+  if ids_L.ndim != 1:
+    raise errors.UserError(key, f'{prompt!r} must be text or a list of token ids')
+  if not ids_L.size:
     return [_start(tokenizer)]
-  check(config, ids)
-  return ids.tolist()
+  check(config, ids_L, key=key)
+  return ids_L.tolist()
 
 
 def encode_all(
   config: config_lib.ModelConfig,
   tokenizer: tokenizers.Tokenizer | None,
   prompts: Sequence[Prompt],
+  *,
+  key: str = 'prompts',
 ) -> list[list[int]]:
-  """The token ids of all prompts; raises `UserError` that names those that are amiss."""
-  ids = []
-  complaints: dict[str, int] = {}  # with the first prompt that each is about
+  """Returns the token ids of all prompts; raises `UserError` at `key[i]` for invalid ones."""
+  ids, found = [], []
+  known: dict[str | int, list[int]] = {}  # a repeated text is encoded once
   for i, prompt in enumerate(prompts):
+    name = prompt if isinstance(prompt, str) else i
     try:
-      ids.append(encode(config, tokenizer, prompt))
-    except errors.UserError as error:
-      complaints.setdefault(str(error), i)
-  validation.fail([f'prompts[{i}]: {complaint}' for complaint, i in complaints.items()])
+      if name not in known:
+        known[name] = encode(config, tokenizer, prompt, key=f'{key}[{i}]')
+      ids.append(known[name])
+    except errors.UserError as e:
+      found.append(e)
+  errors.raise_all(found)
   return ids
 
 
-def check(config: config_lib.ModelConfig, ids_L: np.ndarray) -> None:
-  """Raises `UserError` unless the model can read `ids_L`."""
+def check(config: config_lib.ModelConfig, ids_L: np.ndarray, *, key: str) -> None:
+  """Raises `UserError` at `key` unless the model can read `ids_L`."""
   if not np.issubdtype(ids_L.dtype, np.integer):
-    raise errors.UserError(f'token ids are {ids_L.dtype}, must be integers')
+    raise errors.UserError(key, f'token ids are {ids_L.dtype}, must be integers')
   outside = ids_L[(ids_L < 0) | (ids_L >= config.vocab_size)]
   if outside.size:
-    raise errors.UserError(
-      f'token id {outside[0]} is outside the vocabulary: 0 to {config.vocab_size - 1}'
-    )
+    problem = f'token id {outside[0]} is outside the vocabulary, 0 to {config.vocab_size - 1}'
+    raise errors.UserError(key, problem)
   if ids_L.size > config.block_size:
-    raise errors.UserError(f'{ids_L.size} tokens, at most {config.block_size} (the block_size) fit')
+    problem = f'{ids_L.size} tokens are more than the context, {config.block_size} (block_size)'
+    raise errors.UserError(key, problem)
 
 
 def _start(tokenizer: tokenizers.Tokenizer | None) -> int:
-  """The token of an empty prompt: what stands before a text, a newline, or token 0."""
   if tokenizer is None:
     return 0
-  for token in (tokenizer.start_of_text, tokenizer.end_of_text):
-    if token is not None:
-      return token
+  special = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
   try:
-    return int(tokenizer.encode('\n')[0])
+    return special[0] if special else int(tokenizer.encode('\n')[0])
   except errors.UserError:  # a vocabulary without newline
     return 0

@@ -55,7 +55,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-  """The language model: token ids to logits.
+  """The language model: token ids -> hidden states -> logits.
 
   Parameters: `wte`, `wpe`, `h_0` … `h_{n_layer-1}` (or one `h` with a leading layer axis if
   `config.scan_layers`), `ln_f`, and `lm_head` unless the embeddings are tied; `lora_a` and `lora_b`
@@ -64,8 +64,40 @@ class GPT(nn.Module):
 
   config: config_lib.ModelConfig
 
-  @nn.compact
+  def setup(self) -> None:
+    cfg = self.config
+    embed = functools.partial(
+      nn.Embed, features=cfg.n_embd, embedding_init=nn.initializers.normal(layers.INIT_STD)
+    )
+    self.wte = embed(cfg.padded_vocab_size)
+    self.wpe = embed(cfg.block_size)
+    # Its name is part of the random key: runs that resume must draw what they would have drawn.
+    self.drop = nn.Dropout(cfg.dropout, name='Dropout_0')
+    # The fifth argument of Block.__call__ (self is 0) decides what is traced, so it stays static.
+    block: Any = nn.remat(Block, static_argnums=(5,)) if cfg.remat else Block
+    if cfg.scan_layers:
+      self.h = nn.scan(
+        block,
+        variable_axes={'params': 0},
+        split_rngs={'params': True, 'dropout': True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=cfg.n_layer,
+      )(cfg)
+    else:
+      self.h = [block(cfg) for _ in range(cfg.n_layer)]
+    self.ln_f = layers.layer_norm(cfg)
+    if not cfg.tie_embeddings:
+      init = nn.initializers.normal(layers.INIT_STD)
+      self.lm_head = self.param('lm_head', init, (cfg.padded_vocab_size, cfg.n_embd))
+
   def __call__(
+    self, tokens_BL: jax.Array, **options: Any
+  ) -> tuple[jax.Array, attention.KVCache | None]:
+    """Returns the `logits` of `hidden`, and the cache; arguments as of `hidden`."""
+    hidden_BLD, cache = self.hidden(tokens_BL, **options)
+    return self.logits(hidden_BLD), cache
+
+  def hidden(
     self,
     tokens_BL: jax.Array,
     *,
@@ -73,81 +105,62 @@ class GPT(nn.Module):
     cache: attention.KVCache | None = None,
     deterministic: bool = True,
   ) -> tuple[jax.Array, attention.KVCache | None]:
-    """Logits of the token that follows each position.
+    """Computes the final hidden states, after the last LayerNorm.
 
     Args:
       tokens_BL: int32 token ids, L at most `block_size`.
-      segments_BL: for rows that are packed with several documents: int32, the same number all along
-        a document and another one in the next, 0 for padding. Each document then gives the logits
-        that it gives alone: its positions count from 0, and it doesn't see the others.
-      cache: continue each row after its `length_B` positions; with L more they must not exceed the
-        cache. Positions beyond `block_size` count as the last one: their logits mean nothing.
-      deterministic: False drops out, with the `dropout` random stream.
+      segments_BL: For rows packed with several documents: int32, one number per document, 0 for
+        padding. Each document then gets the hidden states that it gets alone: its positions count
+        from 0, and it doesn't attend to the others.
+      cache: Continue each row after its `length_B` positions; with L more they must not exceed the
+        cache. Positions beyond `block_size` count as the last one: their states mean nothing.
+      deterministic: False applies dropout, with the `dropout` random stream.
 
     Returns:
-      logits_BLV, float32, -inf for the padding of the vocabulary, and the cache with these L
-      positions added (None if none was given).
+      hidden_BLD, in the compute type, and the cache with these L positions added (None if none was
+      given).
 
     Raises:
-      ValueError: segments together with a cache, or with cuDNN's attention.
+      ValueError: Segments together with a cache, or with cuDNN's attention.
     """
     cfg = self.config
     if segments_BL is not None and (cache is not None or cfg.attention == 'cudnn'):
-      raise ValueError('packed rows go with neither a cache nor attention=cudnn')
+      raise ValueError('packed rows work with neither a cache nor attention=cudnn')
     L = tokens_BL.shape[1]
     start_B = None if cache is None else cache.length_B
-    embed = functools.partial(
-      nn.Embed,
-      features=cfg.n_embd,
-      embedding_init=nn.initializers.normal(layers.INIT_STD),
-      dtype=cfg.dtype,
-    )
-    wte = embed(cfg.padded_vocab_size, name='wte')
-    wpe = embed(cfg.block_size, name='wpe')
-    x_BLD = wte(tokens_BL) + wpe(_positions(L, start_B, segments_BL, cfg.block_size))
-    x_BLD = nn.Dropout(cfg.dropout, deterministic=deterministic)(x_BLD)
+    # Gathered in float32: a cast before the gather would make its gradient a bfloat16 scatter-add,
+    # off by 20 % for the most frequent token of natural text.
+    x_BLD = self.wte(tokens_BL) + self.wpe(_positions(L, start_B, segments_BL, cfg.block_size))
+    x_BLD = self.drop(x_BLD.astype(cfg.dtype), deterministic=deterministic)
     caches = None if cache is None else cache.layers
-    x_BLD, caches = self._blocks(x_BLD, caches, start_B, segments_BL, deterministic)
-    x_BLD = layers.layer_norm(cfg, 'ln_f')(x_BLD)
-    if cfg.tie_embeddings:
-      output_VD = wte.embedding
-    else:
-      init = nn.initializers.normal(layers.INIT_STD)
-      output_VD = self.param('lm_head', init, (cfg.padded_vocab_size, cfg.n_embd))
-    logits_BLV = layers.flat_dot_general(
-      x_BLD, output_VD.astype(x_BLD.dtype).T, None, preferred_element_type=jnp.float32
-    )
-    if cfg.padded_vocab_size != cfg.vocab_size:
-      real_V = jnp.arange(cfg.padded_vocab_size) < cfg.vocab_size
-      logits_BLV = jnp.where(real_V, logits_BLV, -jnp.inf)
-    return logits_BLV, None if cache is None else attention.KVCache(caches, cache.length_B + L)
-
-  def _blocks(
-    self,
-    x_BLD: jax.Array,
-    caches: Any,
-    start_B: jax.Array | None,
-    segments_BL: jax.Array | None,
-    deterministic: bool,
-  ) -> tuple[jax.Array, Any]:
-    cfg = self.config
-    # Block.__call__'s fifth argument (self is 0) decides what is traced, so it stays Python's.
-    block = nn.remat(Block, static_argnums=(5,)) if cfg.remat else Block
     if cfg.scan_layers:
-      scanned = nn.scan(
-        block,
-        variable_axes={'params': 0},
-        split_rngs={'params': True, 'dropout': True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-        length=cfg.n_layer,
-      )
-      return scanned(cfg, name='h')(x_BLD, caches, start_B, segments_BL, deterministic)
-    new_caches = []
-    for i in range(cfg.n_layer):
-      cache = None if caches is None else caches[i]
-      x_BLD, cache = block(cfg, name=f'h_{i}')(x_BLD, cache, start_B, segments_BL, deterministic)
-      new_caches.append(cache)
-    return x_BLD, new_caches
+      x_BLD, caches = self.h(x_BLD, caches, start_B, segments_BL, deterministic)
+    else:
+      caches = list(caches or [None] * cfg.n_layer)
+      for i, block in enumerate(self.h):
+        x_BLD, caches[i] = block(x_BLD, caches[i], start_B, segments_BL, deterministic)
+    if cache is not None:
+      cache = attention.KVCache(caches, cache.length_B + L)
+    return self.ln_f(x_BLD), cache
+
+  def logits(self, hidden_BLD: jax.Array) -> jax.Array:
+    """Computes the logits of the token after each position.
+
+    Args:
+      hidden_BLD: As `hidden` returns them, of any positions.
+
+    Returns:
+      logits_BLV, float32, -inf for the padding of the vocabulary.
+    """
+    cfg = self.config
+    output_VD = self.wte.embedding if cfg.tie_embeddings else self.lm_head
+    logits_BLV = layers.flat_dot_general(
+      hidden_BLD, output_VD.astype(hidden_BLD.dtype).T, None, preferred_element_type=jnp.float32
+    )
+    if cfg.padded_vocab_size == cfg.vocab_size:
+      return logits_BLV
+    real_V = jnp.arange(cfg.padded_vocab_size) < cfg.vocab_size
+    return jnp.where(real_V, logits_BLV, -jnp.inf)
 
 
 def _positions(
@@ -163,32 +176,27 @@ def _positions(
   return index_L - jax.lax.cummax(jnp.where(begins_BL, index_L, 0), axis=1)
 
 
-def with_hidden(
-  model: GPT, params: Any, tokens_BL: jax.Array, *, cache: attention.KVCache | None = None
-) -> tuple[jax.Array, jax.Array, attention.KVCache | None]:
-  """As the model, with hidden_BLD in the middle: what the output layer reads of each position."""
-  result: Any = model.apply(
-    {'params': params},
-    tokens_BL,
-    cache=cache,
-    capture_intermediates=lambda module, _: module.name == 'ln_f',
-    mutable='intermediates',
-  )
-  (logits_BLV, cache), captured = result
-  return logits_BLV, captured['intermediates']['ln_f']['__call__'][0], cache
+def cast_matrices(params: Any, dtype: str) -> Any:
+  """Casts kernels and embeddings to `dtype`, for inference; all else stays as it is."""
+  matrices = ('kernel', 'embedding', 'lm_head')
+
+  def cast(path: Any, x: jax.Array) -> jax.Array:
+    return x.astype(dtype) if path[-1].key in matrices else x
+
+  return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def abstract_params(
   config: config_lib.ModelConfig, sharding: jax.sharding.Sharding | None = None
 ) -> Any:
-  """The tree of parameters as shapes and types, with `sharding` for each if it is given."""
+  """Returns the tree of parameters as shapes and types, each with `sharding` if it is given."""
   tokens_BL = jnp.zeros((1, 1), jnp.int32)
   shapes = jax.eval_shape(GPT(config).init, jax.random.key(0), tokens_BL)['params']
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def parameter_count(config: config_lib.ModelConfig) -> int:
-  """Parameters of the model without the padding of the vocabulary, from shapes alone."""
+  """Counts the parameters without the padding of the vocabulary, from shapes alone."""
   total = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
   tables = 1 if config.tie_embeddings else 2
   return total - tables * (config.padded_vocab_size - config.vocab_size) * config.n_embd

@@ -1,4 +1,4 @@
-"""The layers that all of the model is made of.
+"""The linear layer and the LayerNorm of the model.
 
 Shapes in names: B batch, L length, D inputs, F outputs (features).
 """
@@ -19,6 +19,7 @@ _LAYER_NORM_EPS = 1e-5
 def dense(
   cfg: config_lib.ModelConfig, features: int, *, name: str, std: float = INIT_STD
 ) -> nn.Dense:
+  """Returns a linear layer, with an adapter if `cfg.lora_rank`."""
   make: Any = nn.Dense
   if cfg.lora_rank:
     make = functools.partial(lora.Dense, rank=cfg.lora_rank, alpha=cfg.lora_alpha)
@@ -39,10 +40,10 @@ def flat_dot_general(
   precision: Any = None,
   preferred_element_type: Any = None,
 ) -> jax.Array:
-  """x_BLD · w_DF over D, as one matrix product of B·L rows.
+  """Returns x_BLD · w_DF over D, computed as one matrix product of B·L rows.
 
-  The same numbers as with B and L apart, but then XLA's CPU backend transposes the gradient of w
-  element by element: a step of configs/shakespeare_char_cpu.py took 68 ms so and takes 49 ms now.
+  The numbers are those of a product with two batch axes, of which XLA's CPU backend transposes the
+  gradient of w element by element: 68 instead of 49 ms per step of configs/shakespeare_char_cpu.py.
   """
   del dimension_numbers  # always the last axis of x with the first of w
   y = jax.lax.dot_general(
@@ -56,11 +57,12 @@ def flat_dot_general(
 
 
 def residual_std(cfg: config_lib.ModelConfig) -> float:
-  """GPT-2 scales what is added to the residual stream by 1/sqrt(number of such additions)."""
+  """Returns GPT-2's initial scale of residual projections: 0.02 / sqrt(number of additions)."""
   return INIT_STD / (2 * cfg.n_layer) ** 0.5
 
 
-def layer_norm(cfg: config_lib.ModelConfig, name: str) -> nn.LayerNorm:
+def layer_norm(cfg: config_lib.ModelConfig, name: str | None = None) -> nn.LayerNorm:
+  """Returns a LayerNorm (Ba et al. 2016)."""
   return nn.LayerNorm(
     epsilon=_LAYER_NORM_EPS,
     use_bias=cfg.bias,

@@ -1,6 +1,6 @@
 """Low-rank adapters (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models").
 
-A linear layer keeps its weights W and learns a change of low rank beside them:
+A linear layer keeps its weights W and learns a low-rank change of them:
 x·W + b + (alpha / rank) (x·A)·B. In the tree of parameters A is `lora_a` and B is `lora_b`, beside
 the layer's `kernel`; all else is the base. Without adapters the base itself is trained.
 
@@ -20,9 +20,9 @@ _NAMES = ('lora_a', 'lora_b')
 
 
 class Dense(nn.Dense):
-  """A linear layer with an adapter, which adds nothing at first: A is random, B is 0 (§4.1).
+  """A linear layer with an adapter that adds nothing at first: A is random, B is 0 (§4.1).
 
-  The product W + A·B is never made, so neither is the gradient of W.
+  W + A·B is never computed, and neither is the gradient of W.
 
   Attributes:
     rank: R, at least 1.
@@ -47,7 +47,7 @@ class Dense(nn.Dense):
 
 
 def split(params: Any) -> tuple[Any, Any]:
-  """The adapters of a tree of parameters, and its base: two trees without each other's leaves."""
+  """Splits a tree of parameters into its adapters and its base, without each other's leaves."""
   leaves = traverse_util.flatten_dict(params)
   adapters = {path: leaf for path, leaf in leaves.items() if path[-1] in _NAMES}
   base = {path: leaf for path, leaf in leaves.items() if path not in adapters}
@@ -55,28 +55,25 @@ def split(params: Any) -> tuple[Any, Any]:
 
 
 def split_trained(params: Any) -> tuple[Any, Any]:
-  """What of the parameters is trained, and what is frozen: the adapters if there are, else all."""
+  """Splits parameters into those trained, the adapters or else all, and those frozen."""
   adapters, base = split(params)
   return (adapters, base) if adapters else (base, {})
 
 
 def join(one: Any, other: Any) -> Any:
-  """The tree that was split into these two."""
+  """Returns the tree that was split into these two."""
   leaves = traverse_util.flatten_dict(one) | traverse_util.flatten_dict(other)
   return traverse_util.unflatten_dict(leaves)
 
 
 def merge(config: config_lib.ModelConfig, params: Any) -> Any:
-  """Parameters that compute the same without adapters: W + (alpha / rank) A·B for each W.
-
-  `params` may be the tree of any `config` with adapters, layers scanned or not.
-  """
+  """Returns equivalent parameters without adapters: W + (alpha / rank) A·B for each W."""
   adapters, base = map(traverse_util.flatten_dict, split(params))
   merged = dict(base)
   for *module, name in adapters:
     if name == 'lora_a':
       a, b = (adapters[*module, name] for name in _NAMES)
-      # Layers that are scanned have one more, leading axis. A GPU would round factors to 10 bits.
+      # Scanned layers have a leading axis more. By default a GPU would round factors to 10 bits.
       product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
       merged[*module, 'kernel'] += config.lora_alpha / config.lora_rank * product
   return traverse_util.unflatten_dict(merged)

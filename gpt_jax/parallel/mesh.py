@@ -1,6 +1,7 @@
-"""The device mesh: axes `data`, `fsdp` and `tensor`, and the placement of batches on it."""
+"""Devices as a mesh with axes `data`, `fsdp` and `tensor`, and the placement of batches on it."""
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -8,107 +9,109 @@ import jax
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import validation
+from gpt_jax import errors
 
-# Sequences are spread over both: fsdp cuts up the parameters of what would be copies.
+# Sequences are sharded over both: fsdp shards the parameters that would otherwise be copies.
 BATCH_AXES = ('data', 'fsdp')
 
 
+def start(mesh: config_lib.MeshConfig) -> None:
+  """Makes `mesh.cpu_devices` devices of the CPU, unless XLA_FLAGS gives their number.
+
+  To be called before JAX first looks at its devices; has no effect on accelerators. The products of
+  a small batch are too little work to share among cores; halves of the batch on devices of their
+  own keep two cores busy: a step of configs/shakespeare_char_cpu.py took 51 ms on one device and
+  takes 42 ms on two.
+  """
+  if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+    jax.config.update('jax_num_cpu_devices', mesh.cpu_devices)
+
+
+def one_step_at_a_time() -> bool:
+  """Returns whether a step must end before the next is dispatched: on several devices of one CPU.
+
+  They share a pool of threads in which they wait for each other; with several steps in flight the
+  waiting ones can take all of it, and XLA aborts the process after 40 seconds.
+  """
+  return jax.default_backend() == 'cpu' and jax.local_device_count() > 1
+
+
 def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
-  """The mesh that `config.mesh` describes, over all devices of all processes.
+  """Returns the mesh that `config.mesh` describes, over all devices of all processes.
 
   Raises:
-    UserError: the axes don't multiply to the number of devices, or an axis doesn't divide what it
-      has to cut.
+    UserError: The axes don't multiply to the number of devices, or an axis doesn't divide what it
+      shards.
   """
   wanted, devices = config.mesh, jax.device_count()
   fixed = wanted.fsdp * wanted.tensor
   data = max(devices // fixed, 1) if wanted.data == -1 else wanted.data
   if data * fixed != devices:
-    validation.fail(
-      [
-        f'mesh.data: {data} × mesh.fsdp {wanted.fsdp} × mesh.tensor {wanted.tensor} must equal '
-        f'the number of devices ({devices})'
-      ]
+    raise errors.UserError(
+      'mesh.data',
+      f'{data} × `mesh.fsdp` ({wanted.fsdp}) × `mesh.tensor` ({wanted.tensor}) must equal the '
+      f'number of devices ({devices})',
     )
-  validation.fail(_indivisible(config, data))
-  return jax.make_mesh(
+  mesh = jax.make_mesh(
     (data, wanted.fsdp, wanted.tensor),
     ('data', 'fsdp', 'tensor'),
     # Linen's modules work on Auto axes only; make_mesh would give Explicit ones.
     axis_types=(jax.sharding.AxisType.Auto,) * 3,
   )
+  check_divisible(config, mesh)
+  return mesh
 
 
-def _indivisible(config: config_lib.Config, data: int) -> list[str]:
-  model, fsdp, tensor = config.model, config.mesh.fsdp, config.mesh.tensor
-  micro_batch = config.train.batch_size // config.train.gradient_accumulation
+def check_divisible(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
+  """Raises `UserError` unless each axis divides what it shards (a vocabulary of 0: unknown)."""
+  model, train = config.model, config.train
+  micro_batch = train.batch_size // train.gradient_accumulation
+  data, fsdp, tensor = mesh.shape.values()
   rules = [
-    (
-      'train.batch_size / train.gradient_accumulation',
-      micro_batch,
-      data * fsdp,
-      'mesh.data × mesh.fsdp',
-    ),
-    ('model.n_embd', model.n_embd, fsdp, 'mesh.fsdp'),
-    ('model.n_head', model.n_head, tensor, 'mesh.tensor'),
-    ('model.vocab_size (padded)', model.padded_vocab_size, tensor, 'mesh.tensor'),
+    ('train.batch_size', f'{micro_batch} per micro-batch', micro_batch, data * fsdp, 'data × fsdp'),
+    ('model.n_embd', f'{model.n_embd}', model.n_embd, fsdp, 'fsdp'),
+    ('model.n_head', f'{model.n_head}', model.n_head, tensor, 'tensor'),
+    ('model.pad_vocab_to', 'the padded vocabulary', model.padded_vocab_size, tensor, 'tensor'),
   ]
-  return [
-    f'{key}: {size} must be divisible by {axis} ({parts})'
-    for key, size, parts, axis in rules
-    if size % parts
-  ]
+  errors.raise_all(
+    [
+      errors.UserError(key, f'{what} must be divisible by {parts}, the size of mesh axis {axis}')
+      for key, what, size, parts, axis in rules
+      if size % parts
+    ]
+  )
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
-  """Sharding of a batch of shape (accumulation, sequences, length)."""
+  """Returns the sharding of a batch of shape (A, B, L): accumulation, sequences, length."""
   return jax.NamedSharding(mesh, jax.P(None, BATCH_AXES, None))
 
 
-def global_batch(
-  make_rows: Callable[[np.ndarray], Any],
-  shape: tuple[int, ...],
-  sharding: jax.sharding.Sharding,
-) -> Any:
-  """Global arrays of `shape` (accumulation, sequences, length), built from their rows.
+def global_batch(make_rows: Callable[[np.ndarray], Any], abstract: jax.ShapeDtypeStruct) -> Any:
+  """Builds global arrays from the rows that this process holds.
 
   Args:
-    make_rows: from the numbers of some of the accumulation × sequences rows, int64 (rows,), to
-      their values: a pytree of int32 arrays of shape (rows, length). A process is asked only for
-      the rows that its own devices hold, and once where several devices hold the same.
-    shape: the global shape.
-    sharding: one that cuts along sequences.
+    make_rows: Takes numbers of rows in the batch, int64 (R,), each in [0, A·B); returns a pytree of
+      int32 arrays (R, L).
+    abstract: The shape (A, B, L) of each global array, and its sharding along B.
 
   Returns:
-    What `make_rows` does, with global arrays in place of rows.
+    The tree of `make_rows`, with global arrays.
   """
-  parts, sequences, length = shape
-  numbers = np.arange(parts * sequences, dtype=np.int64).reshape(parts, sequences)
+  (A, B, L), sharding = abstract.shape, abstract.sharding
+  indices = sharding.addressable_devices_indices_map(abstract.shape).values()
+  held = np.unique([np.arange(B)[index[1]] for index in indices])
+  rows = make_rows((np.arange(A, dtype=np.int64)[:, None] * B + held).ravel())
 
-  def wanted(index: Any) -> np.ndarray:
-    return numbers[index[:2]]
+  def place(rows_RL: np.ndarray) -> jax.Array:
+    local_ABL = rows_RL.reshape(A, len(held), L)
+    return jax.make_array_from_process_local_data(sharding, local_ABL, abstract.shape)
 
-  made: dict[bytes, Any] = {}
-  for index in sharding.addressable_devices_indices_map(shape).values():
-    rows = wanted(index)
-    if rows.tobytes() not in made:
-      made[rows.tobytes()] = make_rows(rows.ravel())
-
-  def assemble(*leaves: np.ndarray) -> jax.Array:
-    values = dict(zip(made, leaves, strict=True))
-
-    def piece(index: Any) -> np.ndarray:
-      rows = wanted(index)
-      return values[rows.tobytes()].reshape(*rows.shape, length)
-
-    return jax.make_array_from_callback(shape, sharding, piece)
-
-  return jax.tree.map(assemble, *made.values())
+  return jax.tree.map(place, rows)
 
 
 def per_device_bytes(tree: object) -> int:
-  """Bytes that one device holds of abstract or concrete arrays with shardings."""
+  """Returns the bytes that one device holds of abstract or concrete arrays with shardings."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)

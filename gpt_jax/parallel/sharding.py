@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-# What each logical axis is cut along; None is copied.
+# The mesh axis that shards each logical axis; None is copied.
 _MESH_AXIS = {'embed': 'fsdp', 'heads': 'tensor', 'hidden': 'tensor', 'vocab': 'tensor', None: None}
 
-# Layers that are scanned have one more, leading axis, which is never cut.
+# Scanned layers have one more, leading axis, which is never sharded.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'(wte/embedding|lm_head)', ('vocab', 'embed')),
   (r'wpe/embedding', (None, 'embed')),
@@ -22,7 +22,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'mlp/c_fc/bias', ('hidden',)),
   (r'mlp/c_proj/kernel', ('hidden', 'embed')),
   (r'(attn|mlp)/c_proj/bias', (None,)),
-  # An adapter is cut where the kernel beside it is, its rank never.
+  # An adapter is sharded like the kernel beside it, its rank never.
   (r'(attn/c_attn|mlp/c_fc)/lora_a', ('embed', None)),
   (r'attn/c_attn/lora_b', (None, 'heads')),
   (r'mlp/c_fc/lora_b', (None, 'hidden')),
@@ -34,17 +34,17 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def matching_rules(path: str) -> list[int]:
-  """Indices of the rules whose pattern is a suffix of `path` (whole path components)."""
+  """Returns the indices of the rules whose pattern ends `path` (in whole path components)."""
   return [i for i, (suffix, _) in enumerate(RULES) if re.search(rf'(^|/){suffix}$', path)]
 
 
 def tree_shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
-  """Shardings for a tree of (abstract) arrays whose paths end like those of the parameters.
+  """Returns shardings for a tree of (abstract) arrays whose paths end like those of parameters.
 
   Scalars (step counts) are copied to every device.
 
   Raises:
-    ValueError: an array matches no rule, or more than one.
+    ValueError: An array matches no rule, or more than one.
   """
 
   def one(path: Any, leaf: Any) -> jax.NamedSharding:

@@ -1,186 +1,133 @@
-"""A training run: text in, checkpoints and metrics out."""
+"""The training loop: steps, metrics, evaluations, checkpoints, and a stop at any moment."""
 
-import contextlib
-import dataclasses
 import functools
 import math
 import time
 
 import jax
 
-from gpt_jax import config as config_lib
-from gpt_jax import errors, stopping, validation
-from gpt_jax.data import tokenizers
-from gpt_jax.models import lora
-from gpt_jax.parallel import processes
-from gpt_jax.training import checkpoints as checkpoints_lib
-from gpt_jax.training import console as console_lib
-from gpt_jax.training import feed, perf, plot, preflight
+from gpt_jax import errors, progress, shutdown
+from gpt_jax.data import loader
+from gpt_jax.parallel import mesh as mesh_lib
+from gpt_jax.training import input_pipeline, perf, plot, report
 from gpt_jax.training import metrics as metrics_lib
-from gpt_jax.training import origin as origin_lib
 from gpt_jax.training import program as program_lib
+from gpt_jax.training import run as run_lib
 from gpt_jax.training import step as step_lib
-from gpt_jax.training import workdir as workdir_lib
+from gpt_jax.weights import checkpoints as checkpoints_lib
+from gpt_jax.weights import run_dir, saved_model
 
 
-def train(config: config_lib.Config, workdir: workdir_lib.Workdir) -> None:
-  """Trains as `config` says, in `workdir`, from its newest checkpoint if there is one.
-
-  Raises:
-    UserError: something that the user can mend; nothing half-written is left.
-    Stopped: SIGTERM or SIGINT came; the state is saved.
-  """
-  with contextlib.ExitStack() as stack:
-    stop = stack.enter_context(stopping.StopRequest())
-    stack.enter_context(program_lib.out_of_memory_is_the_users())
-    workdir.check(config)
-    processes.set_up(config.mesh)
-    origin = origin_lib.open_origin(config.init_from) if config.init_from else None
-    prepared = feed.load(config.data, stop)
-    config = resolve(config, prepared.tokenizer)
-    workdir.check(config)
-    text = feed.cut(config, prepared)
-    if origin:
-      origin.check(config.model, prepared.tokenizer)
-    program = program_lib.build(config)
-    preflight.announce(program, prepared, text, workdir)
-    program = preflight.compile_and_tell(program)
-    stop.check()
-    workdir.start(config, prepared.tokenizer, prepared.content_hashes())
-    checkpoints = stack.enter_context(
-      checkpoints_lib.Checkpoints(workdir.checkpoints, keep=config.train.keep_checkpoints)
-    )
-    state, step = start_state(program, checkpoints, origin)
-    log = metrics_lib.MetricsLog(
-      workdir.metrics,
-      resume_step=step,
-      tensorboard=workdir.tensorboard if config.train.tensorboard else None,
-    )
-    run = Run(
-      program=program,
-      text=text,
-      workdir=workdir,
-      checkpoints=checkpoints,
-      stop=stop,
-      log=stack.enter_context(log),
-      console=stack.enter_context(
-        console_lib.Console(steps=config.train.steps, start=step or 0),
-      ),
-    )
-    run.go(state, step)
-
-
-def resolve(config: config_lib.Config, tokenizer: tokenizers.Tokenizer) -> config_lib.Config:
-  """`config` with the vocabulary size known; raises `UserError` if it says another."""
-  size = tokenizer.vocab_size
-  if config.model.vocab_size not in (0, size):
-    validation.fail(
-      [
-        f'model.vocab_size: {config.model.vocab_size} must be 0 or {size}, the entries of the '
-        f'{tokenizer.kind} tokenizer (model.pad_vocab_to rounds the embedding up)'
-      ]
-    )
-  return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
-
-
-def start_state(
-  program: program_lib.Program,
-  checkpoints: checkpoints_lib.Checkpoints,
-  origin: origin_lib.Origin | None,
-) -> tuple[step_lib.TrainState, int | None]:
-  """The newest saved state and its step, or a new state, from `origin` if it is given, and None."""
-  steps = checkpoints.steps()
-  if steps:
-    return checkpoints.restore(steps[-1], program.state), steps[-1]
-  state = program.init()
-  if origin:
-    adapters = lora.split(state.params)[0]
-    state = state._replace(params=None)  # the random ones, before others take memory
-    base = origin.params(lora.split(program.state.params)[1])
-    state = state._replace(params=lora.join(adapters, base))
-  return state, None
-
-
-class Run:
-  """The loop, once everything stands."""
+class Loop:
+  """Trains a compiled program on its data, in the folder of its run, until done or stopped."""
 
   def __init__(
     self,
-    *,
     program: program_lib.Program,
-    text: feed.Text,
-    workdir: workdir_lib.Workdir,
-    checkpoints: checkpoints_lib.Checkpoints,
-    stop: stopping.StopRequest,
-    log: metrics_lib.MetricsLog,
-    console: console_lib.Console,
-  ):
-    self._program = program
-    self._text = text
-    self._workdir = workdir
-    self._checkpoints = checkpoints
-    self._stop = stop
-    self._log = log
-    self._console = console
-    self._cfg = program.config.train
-    self._saved: int | None = None
-    self._throughput = perf.Throughput()
+    data: loader.Data,
+    run: run_lib.Run,
+    guard: shutdown.Guard,
+  ) -> None:
+    self._program, self._data, self._run, self._guard = program, data, run, guard
+    self._train = program.config.train
+    self._identity = run_dir.identity(program.config.model, data.tokenizer)
+    self._saved = run.step
+    self._since, self._tokens = time.monotonic(), 0  # for the throughput
     self._peak = perf.peak_flops(jax.devices()[0].device_kind, program.config.model.dtype)
     self._flops = perf.flops_per_token(program.config.model)
 
-  def go(self, state: step_lib.TrainState, start: int | None) -> None:
-    """Takes the steps from `start` (None: none is taken yet) to the last."""
-    step = start or 0
-    self._saved = start
-    if start is None:
-      self._evaluate(state, 0)
-    self._throughput.read()  # from here on
-    pending, one_at_a_time = None, processes.one_step_at_a_time()
-    make = functools.partial(self._text.train_batch, self._program)
-    for batch in feed.ahead(make, range(step, self._cfg.steps)):
-      if self._stop.requested:
-        break
-      with jax.transfer_guard('disallow'):
-        state, metrics = self._program.train_step(state, batch)
-      if one_at_a_time:
-        jax.block_until_ready(state)
-      step += 1
-      # The device works on this step while the host reads the metrics of the one before.
-      self._read(pending)
-      pending = (step, metrics)
-      if self._at_boundary(step):
+  def train(self, pretrained: saved_model.SavedModel | None) -> None:
+    """Trains from the newest checkpoint, else from `pretrained`, else from random parameters.
+
+    Raises:
+      Stopped: A stop was requested; the state is saved.
+      UserError: The run has diverged, or its checkpoint is damaged or of another run.
+    """
+    train, run, step = self._train, self._run, self._run.step
+    tensorboard = run.tensorboard if train.tensorboard else None
+    with (
+      checkpoints_lib.Checkpoints(run.checkpoints, keep=train.keep_checkpoints) as checkpoints,
+      progress.Bar(keep=True) as bar,
+    ):
+      self._checkpoints = checkpoints
+      if step is None:
+        state = self._program.initial_state(pretrained)
+      else:
+        run.check_identity(step, checkpoints.identity(step), self._identity)
+        state = self._program.restored_state(checkpoints, step)
+      self._log = metrics_lib.MetricsLog(run.metrics, resume_step=step, tensorboard=tensorboard)
+      self._console = report.Console(bar, steps=train.steps, start=step or 0)
+      self._take_steps(state, step or 0)
+      self._console.say(report.result(self._log.lines, run))
+
+  def _take_steps(self, state: step_lib.TrainState, step: int) -> None:
+    """Takes the steps from `step` to the last; donates `state`."""
+    train, pending = self._train, None
+    one_at_a_time = mesh_lib.one_step_at_a_time()
+    try:
+      # A new run begins with an evaluation; one that was stopped in an evaluation repeats it.
+      if self._is_due(step, train.eval_every) and not self._log.has(step, 'val/loss'):
+        self._evaluate_and_save(state, step)
+      self._since = time.monotonic()
+      rows, numbers = self._data.train.train_rows, range(step, train.steps)
+      for batch in input_pipeline.batches(rows, self._program.tokens, numbers):
+        self._guard.check()
+        with jax.transfer_guard('disallow'):
+          state, metrics = self._program.train_step(state, batch)
+        if one_at_a_time:
+          jax.block_until_ready(state)
+        step += 1
+        # The device works on this step while the host reads the metrics of the one before.
         self._read(pending)
-        pending = None
-        self._boundary(state, step)
-    if step < self._cfg.steps:
+        pending = (step, metrics)
+        if self._is_due(step, train.eval_every) or self._is_due(step, train.checkpoint_every):
+          self._read(pending)
+          pending = None
+          self._evaluate_and_save(state, step)
+    except errors.Stopped:
       self._read(pending)
       if step != self._saved:
-        self._checkpoints.save(state, step=step, val_loss=None)
+        self._save(state, step, None)
       raise errors.Stopped(
-        f'stopped at step {step} of {self._cfg.steps}, saved in {self._workdir.path}; '
-        'run the same command again to go on'
-      )
-    preflight.finished(self._console, self._log, self._workdir)
+        f'stopped at step {step} of {train.steps}, saved in {self._run.path}; '
+        'run the same command again to resume'
+      ) from None
 
-  def _at_boundary(self, step: int) -> bool:
-    cfg = self._cfg
-    return step == cfg.steps or step % cfg.eval_every == 0 or step % cfg.checkpoint_every == 0
+  def _is_due(self, step: int, every: int) -> bool:
+    return step == self._train.steps or step % every == 0
 
-  def _boundary(self, state: step_lib.TrainState, step: int) -> None:
-    """Evaluates, saves and draws, where it is time to; `step`'s metrics have been read."""
+  def _evaluate_and_save(self, state: step_lib.TrainState, step: int) -> None:
+    """Evaluates, saves and draws if it is time to; the metrics of `step` have been read."""
     began = time.monotonic()
-    cfg, last = self._cfg, step == self._cfg.steps
     val_loss, best = None, False
-    if last or step % cfg.eval_every == 0:
-      previous = self._log.best_val_loss()
-      val_loss = self._evaluate(state, step)
-      best = val_loss < previous
-    if last or best or step % cfg.checkpoint_every == 0:
-      self._checkpoints.save(state, step=step, val_loss=val_loss)
-      self._saved = step
-    if val_loss is not None:
-      plot.draw(self._log.lines, self._workdir.plot, title=self._workdir.path.name)
-    self._throughput.exclude(time.monotonic() - began)
+    if self._is_due(step, self._train.eval_every):
+      val_loss, best = self._evaluate(state, step)
+    if step == self._saved or best or step and self._is_due(step, self._train.checkpoint_every):
+      self._save(state, step, val_loss)
+    if step and val_loss is not None:
+      plot.draw(self._log.lines, self._run.plot, title=self._run.path.name)
+    self._since += time.monotonic() - began
+
+  def _save(self, state: step_lib.TrainState, step: int, val_loss: float | None) -> None:
+    items = {'params': state.params, 'optimizer': state.opt_state}
+    self._checkpoints.save(step, items, val_loss=val_loss, identity=self._identity)
+    self._saved = step
+
+  def _evaluate(self, state: step_lib.TrainState, step: int) -> tuple[float, bool]:
+    """Returns the mean loss over the fixed validation batches, and whether it is the best."""
+    losses, targets, count = 0.0, 0, self._train.eval_batches
+    rows = functools.partial(self._data.val.val_rows, total=count * self._train.batch_size)
+    for batch in input_pipeline.batches(rows, self._program.tokens, range(count)):
+      self._guard.check()
+      # One at a time: many in flight fill a device's memory, and see one_step_at_a_time.
+      batch_loss, batch_targets = jax.device_get(self._program.eval_step(state.params, batch))
+      losses, targets = losses + float(batch_loss), targets + int(batch_targets)
+    loss = losses / targets
+    line = {'val/loss': loss, 'val/perplexity': math.exp(min(loss, 700.0))}
+    self._log.write(step, line)
+    best = metrics_lib.best(self._log.lines) == (step, loss)
+    self._console.evaluated(step, line, best=best)
+    return loss, best
 
   def _read(self, pending: tuple[int, step_lib.Metrics] | None) -> None:
     """Waits for the metrics of a step, and logs them if it is time to."""
@@ -189,33 +136,21 @@ class Run:
     step, device_metrics = pending
     metrics = {key: float(value) for key, value in jax.device_get(device_metrics).items()}
     if not all(map(math.isfinite, metrics.values())):
+      problem = f'loss {metrics["loss"]}, gradient norm {metrics["grad_norm"]} at step {step}'
       raise errors.UserError(
-        f'step {step}: loss {metrics["loss"]}, gradient norm {metrics["grad_norm"]}: the run has '
-        'diverged. Lower --config.optimizer.learning_rate or lengthen '
-        '--config.optimizer.warmup_steps, with a new --workdir.'
+        'optimizer.learning_rate',
+        f'the run has diverged: {problem}',
+        'lower it or raise `optimizer.warmup_steps`, with another `workdir`',
       )
-    self._throughput.add(self._program.tokens_per_step)
+    self._tokens += self._program.tokens.size
     self._console.step(step, metrics['loss'])
-    if step == 1 or step == self._cfg.steps or step % self._cfg.log_every == 0:
+    if step == 1 or self._is_due(step, self._train.log_every):
+      now = time.monotonic()
+      rate = round(self._tokens / max(now - self._since, 1e-9), 1)
+      self._since, self._tokens = now, 0
       line = {f'train/{key}': value for key, value in metrics.items()}
-      line['perf/tokens_per_second'] = rate = round(self._throughput.read(), 1)
+      line['perf/tokens_per_second'] = rate
       if self._peak is not None:
         line['perf/mfu'] = round(rate * self._flops / (self._peak * jax.device_count()), 4)
       self._log.write(step, line)
       self._console.logged(step, line)
-
-  def _evaluate(self, state: step_lib.TrainState, step: int) -> float:
-    """The mean loss over the fixed validation batches, logged."""
-    best = self._log.best_val_loss()
-    losses, targets = 0.0, 0
-    make = functools.partial(self._text.val_batch, self._program)
-    for batch in feed.ahead(make, range(self._cfg.eval_batches)):
-      device_sums = self._program.eval_step(state.params, batch)
-      # One at a time: many in flight fill a device's memory, and see one_step_at_a_time.
-      batch_loss, batch_targets = jax.device_get(device_sums)
-      losses, targets = losses + float(batch_loss), targets + int(batch_targets)
-    loss = losses / targets
-    line = {'val/loss': loss, 'val/perplexity': math.exp(min(loss, 700.0))}
-    self._log.write(step, line)
-    self._console.evaluated(step, line, step > 0 and loss < best)
-    return loss

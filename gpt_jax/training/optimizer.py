@@ -7,7 +7,7 @@ from gpt_jax import config as config_lib
 
 
 def make_schedule(optimizer: config_lib.OptimizerConfig, steps: int) -> optax.Schedule:
-  """Learning rate as a function of the step (0-based) in a run of `steps` steps.
+  """Returns the learning rate as a function of the step (0-based) in a run of `steps` steps.
 
   Linear warm-up from peak / (warmup_steps + 1), so that the first step already learns; then
   `cosine` (Loshchilov & Hutter 2017) or `linear` down to the minimum at `steps`, `constant`, or
@@ -35,7 +35,7 @@ def make_schedule(optimizer: config_lib.OptimizerConfig, steps: int) -> optax.Sc
 def make_optimizer(
   optimizer: config_lib.OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-  """Clip by global norm (if `clip` > 0), then AdamW with decay on matrices and embeddings only."""
+  """Returns clipping by global norm if `clip` > 0, then AdamW; matrices and embeddings decay."""
   clip = optax.clip_by_global_norm(optimizer.clip) if optimizer.clip > 0 else optax.identity()
   adamw = optax.adamw(
     schedule,
@@ -48,10 +48,7 @@ def make_optimizer(
 
 
 def decayed(params: optax.Params) -> optax.Params:
-  """True for each matrix and embedding, False for each bias and LayerNorm scale.
-
-  By name and not by rank: a bias of scanned layers has two axes. The decay of an adapter's matrices
-  draws the layer back to the weights that it began with.
-  """
+  """Returns a tree: True for each matrix and embedding, False for each bias and LayerNorm scale."""
+  # By name, not by rank: a bias of scanned layers has two axes.
   matrices = ('kernel', 'embedding', 'lm_head', 'lora_a', 'lora_b')
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)

@@ -1,6 +1,7 @@
 """The train state and the pure functions on it: initialise, train one step, evaluate one batch.
 
-Shapes in names: A gradient accumulation, B batch (sequences of one part), L length, V vocabulary.
+Shapes in names: A gradient accumulation, B batch (sequences of one micro-batch), L length,
+V vocabulary.
 """
 
 from collections.abc import Callable
@@ -10,59 +11,41 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt_jax.data.batches import batch as batch_lib
 from gpt_jax.models import gpt, lora
 
-IGNORED = -1  # a target that nothing is to be predicted for
+Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-  """Everything that a step changes.
+  """Everything that a step changes."""
 
-  Gradients and moments have the shapes of `params`, or of the adapters among them if there are any
-  (`lora.split_trained`): the others stay as they are.
-  """
-
-  step: jax.Array  # int32 scalar: steps taken
+  step: jax.Array  # int32 scalar: the steps taken
   params: Any
-  opt_state: Any
-
-
-class Batch(NamedTuple):
-  """Token ids, and the ids that follow each of them."""
-
-  inputs_ABL: jax.Array  # int32
-  targets_ABL: jax.Array  # int32, IGNORED where the loss doesn't count
-  # int32: numbers the documents packed into a row from 1, 0 is padding; None: rows aren't packed.
-  segments_ABL: jax.Array | None = None
-
-
-Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+  opt_state: Any  # moments and counts, of what is trained (`lora.split_trained`)
 
 
 def init_state(
   model: gpt.GPT, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
-  """A state of step 0 with random parameters, a function of `key` alone."""
+  """Returns a state of step 0 with random parameters, a function of `key` alone."""
   params = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
   trained, _ = lora.split_trained(params)
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
 
 
 def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
-  """Sum of the negative log-likelihoods of the targets, in nats (float32 scalar).
+  """Returns the sum of the targets' negative log-likelihoods in nats, a float32 scalar.
 
-  Targets that are IGNORED add nothing, and the logits there get no gradient.
+  Targets that are IGNORED add nothing, and their logits get no gradient.
   """
-  losses_BL = optax.softmax_cross_entropy_with_integer_labels(
-    logits_BLV, jnp.maximum(targets_BL, 0)
-  )
-  return jnp.where(targets_BL == IGNORED, 0.0, losses_BL).sum()
+  labels_BL = jnp.maximum(targets_BL, 0)
+  losses_BL = optax.softmax_cross_entropy_with_integer_labels(logits_BLV, labels_BL)
+  return jnp.where(targets_BL == batch_lib.IGNORED, 0.0, losses_BL).sum()
 
 
-def _count(targets: jax.Array) -> jax.Array:
-  """How many targets are to be predicted, int32."""
-  return (targets != IGNORED).sum(dtype=jnp.int32)
+def _num_targets(targets: jax.Array) -> jax.Array:
+  return (targets != batch_lib.IGNORED).sum(dtype=jnp.int32)
 
 
 def make_train_step(
@@ -70,74 +53,67 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   key: jax.Array,
-) -> TrainStep:
-  """The function (state, batch) -> (state, metrics), to be jitted.
+) -> Callable[[TrainState, batch_lib.Batch], tuple[TrainState, Metrics]]:
+  """Returns the function (state, batch) -> (state, metrics), to be jitted.
 
-  The loss is the mean over all targets of the batch that aren't IGNORED, 0 if there is none; its A
-  parts are computed one after the other. Dropout is a function of (`key`, step, part), so a resumed
-  run draws what an unbroken one would.
-  Metrics are those of the step: `loss` before the update, `grad_norm` before clipping,
-  `learning_rate`.
+  Arrays of the batch have shape (A, B, L); its A micro-batches are computed in turn. The loss is
+  the mean over all targets that aren't IGNORED, 0 if there are none. Dropout is a function of
+  (`key`, step, micro-batch), so a resumed run draws what an unbroken one would.
+  Metrics: `loss` before the update, `grad_norm` before clipping, `learning_rate`.
   """
 
   def loss_fn(
-    trained: Any, frozen: Any, part: Batch, count: jax.Array, key: jax.Array
+    trained: Any, frozen: Any, part: batch_lib.Batch, count: jax.Array, key: jax.Array
   ) -> jax.Array:
     logits_BLV, _ = model.apply(
       {'params': lora.join(trained, frozen)},
-      part.inputs_ABL,
-      segments_BL=part.segments_ABL,
+      part.inputs,
+      segments_BL=part.segments,
       deterministic=False,
       rngs={'dropout': key},
     )
-    return cross_entropy(logits_BLV, part.targets_ABL) / count
+    return cross_entropy(logits_BLV, part.targets) / count
 
-  def gradients(trained: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-    parts = batch.inputs_ABL.shape[0]
-    # Of the whole batch: parts with more targets weigh more.
-    count = jnp.maximum(_count(batch.targets_ABL), 1)
+  def gradients(
+    trained: Any, frozen: Any, batch: batch_lib.Batch, key: jax.Array
+  ) -> tuple[jax.Array, Any]:
+    # Over the whole batch: micro-batches with more targets weigh more.
+    count = jnp.maximum(_num_targets(batch.targets), 1)
     value_and_grad = jax.value_and_grad(loss_fn)
-    if parts == 1:
-      only = jax.tree.map(lambda x: x[0], batch)
+    if (A := batch.inputs.shape[0]) == 1:
+      only = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
       return value_and_grad(trained, frozen, only, count, jax.random.fold_in(key, 0))
 
-    def add_part(total: Any, numbered: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+    def add_part(total: Any, numbered: tuple[batch_lib.Batch, jax.Array]) -> tuple[Any, None]:
       part, i = numbered
       loss_and_grads = value_and_grad(trained, frozen, part, count, jax.random.fold_in(key, i))
       return jax.tree.map(jnp.add, total, loss_and_grads), None
 
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
-    return jax.lax.scan(add_part, zeros, (batch, jnp.arange(parts)))[0]
+    return jax.lax.scan(add_part, zeros, (batch, jnp.arange(A)))[0]
 
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+  def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
     trained, frozen = lora.split_trained(state.params)
     loss, grads = gradients(trained, frozen, batch, jax.random.fold_in(key, state.step))
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    trained = optax.apply_updates(trained, updates)
-    metrics = {
-      'loss': loss,
-      'grad_norm': optax.tree.norm(grads),
-      'learning_rate': schedule(state.step),
-    }
-    return TrainState(state.step + 1, lora.join(trained, frozen), opt_state), metrics
+    params = lora.join(optax.apply_updates(trained, updates), frozen)
+    metrics = {'grad_norm': optax.tree.norm(grads), 'learning_rate': schedule(state.step)}
+    return TrainState(state.step + 1, params, opt_state), {'loss': loss, **metrics}
 
   return train_step
 
 
-def make_eval_step(model: gpt.GPT) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
-  """The function (params, batch) -> (sum of the losses, number of targets), to be jitted.
+def make_eval_step(model: gpt.GPT) -> Callable[[Any, batch_lib.Batch], tuple[jax.Array, jax.Array]]:
+  """Returns the function (params, batch) -> (sum of the losses, number of targets), to be jitted.
 
-  The sum is float32, the number int32: that of the targets that aren't IGNORED. Batches are to be
-  averaged by their numbers. Nothing is dropped out.
+  The sum is float32, the number int32, without dropout; average batches by their numbers.
   """
 
-  def eval_step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    def part_loss(part: Batch) -> jax.Array:
-      logits_BLV, _ = model.apply(
-        {'params': params}, part.inputs_ABL, segments_BL=part.segments_ABL
-      )
-      return cross_entropy(logits_BLV, part.targets_ABL)
+  def eval_step(params: Any, batch: batch_lib.Batch) -> tuple[jax.Array, jax.Array]:
+    def part_loss(part: batch_lib.Batch) -> jax.Array:
+      logits_BLV, _ = model.apply({'params': params}, part.inputs, segments_BL=part.segments)
+      return cross_entropy(logits_BLV, part.targets)
 
-    return jax.lax.map(part_loss, batch).sum(), _count(batch.targets_ABL)
+    return jax.lax.map(part_loss, batch).sum(), _num_targets(batch.targets)
 
   return eval_step

@@ -1,1 +1,1 @@
-"""GPT-2 weights in the forms in which they are published, in and out."""
+"""Models on disk: the checkpoints of runs, and the files of Hugging Face and OpenAI."""

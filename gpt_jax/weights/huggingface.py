@@ -1,30 +1,37 @@
-"""Model directories of Hugging Face: `config.json`, safetensors, tokenizer files."""
+"""Model directories of Hugging Face: `config.json`, safetensors, tokenizer files.
+
+The only module that imports safetensors.
+"""
 
 import dataclasses
-import json
+import functools
 import pathlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
 
+from gpt_jax import atomic, errors, json_files
 from gpt_jax import config as config_lib
-from gpt_jax import errors
 from gpt_jax.data import tokenizers
 from gpt_jax.data.tokenizers import bpe
-from gpt_jax.weights import published, safetensors_files
+from gpt_jax.weights import tensors as tensors_lib
 
 CONFIG = 'config.json'
 TOKENIZER = 'gpt_jax_tokenizer.json'  # any tokenizer of ours, beside the files of Hugging Face
+_WEIGHTS = 'model.safetensors'
+_INDEX = 'model.safetensors.index.json'
 _PREFIX = 'transformer.'
+_DTYPES = ('F32', 'F16', 'BF16')
 # Masks that older versions of transformers saved as if they were weights.
 _BUFFER = re.compile(r'h\.\d+\.attn\.(bias|masked_bias)$')
 
-# Options that change what is computed: ours has these values only. The two names are one function.
-_GELU = ('gelu_new', 'gelu_pytorch_tanh')
+_SIZES = ('n_layer', 'n_head', 'n_embd', 'n_positions', 'vocab_size')
+# Options that change what is computed: ours has these values only. The two GELUs are one function.
 _FIXED: dict[str, tuple[Any, ...]] = {
-  'activation_function': _GELU,
+  'activation_function': ('gelu_new', 'gelu_pytorch_tanh'),
   'layer_norm_epsilon': (1e-5,),
   'scale_attn_weights': (True,),
   'scale_attn_by_inverse_layer_idx': (False,),
@@ -33,67 +40,81 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def is_model(directory: pathlib.Path) -> bool:
-  """Whether `directory` has the config of a Hugging Face model, of any kind."""
-  try:
-    return 'model_type' in json.loads((directory / CONFIG).read_bytes())
-  except (OSError, ValueError, TypeError):
-    return False
+def open_model(
+  directory: pathlib.Path, values: dict[str, Any]
+) -> tuple[config_lib.ModelConfig, dict[str, tensors_lib.Tensor]]:
+  """Returns the architecture in `directory` and its tensors, not read yet.
 
-
-def open_model(directory: pathlib.Path) -> published.Published:
-  """The model in `directory`, its tensors not read yet.
-
-  Raises:
-    UserError: It isn't GPT-2, has an option that this model doesn't have, or is damaged.
+  `values` are the contents of its config.json. Raises `UserError` if the model isn't GPT-2, has an
+  option that ours doesn't have, or is damaged.
   """
-  values = json.loads((directory / CONFIG).read_bytes())
-  tensors = {
-    name.removeprefix(_PREFIX): tensor
-    for name, tensor in safetensors_files.open_tensors(directory).items()
-  }
-  tensors = {name: tensor for name, tensor in tensors.items() if not _BUFFER.match(name)}
   config = _model_config(directory / CONFIG, values)
+  is_sharded = not (directory / _WEIGHTS).is_file()
+  tensors: dict[str, tensors_lib.Tensor] = {}
+  for file in sorted(_read_index(directory / _INDEX)) if is_sharded else [_WEIGHTS]:
+    tensors |= _tensors(directory / file)
   if config.tie_embeddings:
     tensors.pop('lm_head.weight', None)  # some writers save it a second time
-  model = published.Published(str(directory), config, tensors)
-  model.check()
-  return model
+  tensors_lib.check(str(directory), config, tensors)
+  return config, tensors
 
 
 def _model_config(path: pathlib.Path, values: dict[str, Any]) -> config_lib.ModelConfig:
   if values['model_type'] != 'gpt2':
-    raise errors.UserError(f'{path}: model_type is {values["model_type"]}, only gpt2 can be read.')
-  found = [
-    f'{key} is {values[key]!r}, only {allowed[0]!r} can be read'
-    for key, allowed in _FIXED.items()
-    if key in values and values[key] not in allowed
-  ]
+    raise errors.UserError(str(path), f'model_type is {values["model_type"]!r}, must be gpt2')
+  tied = values.get('tie_word_embeddings', True)
+  config = tensors_lib.model_config(path, values, _SIZES, tie_embeddings=tied)
+  allowed = {**_FIXED, 'n_inner': (None, 4 * config.n_embd), 'tie_word_embeddings': (True, False)}
+  wrong = [key for key in allowed if key in values and values[key] not in allowed[key]]
+  problems = [f'{key} is {values[key]!r}, must be one of {allowed[key]}' for key in wrong]
+  errors.raise_all([errors.UserError(str(path), problem) for problem in problems])
+  return config
+
+
+def _read_index(path: pathlib.Path) -> set[str]:
+  """The names of the files in an index, which must lie beside it."""
+  if not path.is_file():
+    raise errors.UserError(str(path.parent), f'has no weights: neither {_WEIGHTS} nor {_INDEX}')
+  weight_map = json_files.read(path).get('weight_map')
+  files: list[Any] = [*weight_map.values()] if isinstance(weight_map, dict) else [None]
+  if not all(isinstance(file, str) and file and pathlib.Path(file).name == file for file in files):
+    raise errors.UserError(str(path), 'weight_map must name a file in this folder for each tensor')
+  return set(files)
+
+
+def _open_file(path: pathlib.Path) -> Any:
   try:
-    sizes = {
-      'n_layer': values['n_layer'],
-      'n_head': values['n_head'],
-      'n_embd': values['n_embd'],
-      'block_size': values['n_positions'],
-      'vocab_size': values['vocab_size'],
-    }
-  except KeyError as e:
-    raise errors.UserError(f'{path} is damaged: it has no {e}.') from e
-  found += [f'{k} is {v!r}, must be at least 1' for k, v in sizes.items() if not _positive(v)]
-  if not found and sizes['n_embd'] % sizes['n_head']:
-    found.append(f'n_embd ({sizes["n_embd"]}) is not divisible by n_head ({sizes["n_head"]})')
-  inner = values.get('n_inner')
-  if not found and inner not in (None, 4 * sizes['n_embd']):
-    found.append(f'n_inner is {inner}, only {4 * sizes["n_embd"]} (4 · n_embd) can be read')
-  if found:
-    raise errors.UserError(f'{path}: ' + '; '.join(found) + '.')
-  return config_lib.ModelConfig(
-    **sizes, pad_vocab_to=1, tie_embeddings=values.get('tie_word_embeddings', True)
-  )
+    # Raises if the tensors don't have the sizes that the header says or don't fill the file.
+    return safetensors.safe_open(path, framework='numpy')
+  except (OSError, safetensors.SafetensorError) as e:
+    raise errors.UserError(str(path), f'is damaged or cannot be read ({e})', 'get it again') from e
 
 
-def _positive(value: Any) -> bool:
-  return type(value) is int and value >= 1
+def _tensors(path: pathlib.Path) -> dict[str, tensors_lib.Tensor]:
+  file, found = _open_file(path), {}
+  for full_name in file.keys():  # noqa: SIM118 (no mapping)
+    name, about = full_name.removeprefix(_PREFIX), file.get_slice(full_name)
+    if _BUFFER.match(name):
+      continue
+    if about.get_dtype() not in _DTYPES:
+      problem = f'{name} has type {about.get_dtype()}, must be one of {", ".join(_DTYPES)}'
+      raise errors.UserError(str(path), problem)
+    # Opened for each tensor: the parts of a mapped file that were read count as memory.
+    read = functools.partial(lambda name: _open_file(path).get_tensor(name), full_name)
+    found[name] = tensors_lib.Tensor(tuple(about.get_shape()), read)
+  return found
+
+
+def open_tokenizer(directory: pathlib.Path) -> tokenizers.Tokenizer | None:
+  """Returns the tokenizer in `directory`, None if it has none; raises `UserError`."""
+  if (directory / TOKENIZER).is_file():
+    return json_files.read_as(directory / TOKENIZER, tokenizers.from_dict)
+  merges = directory / 'merges.txt'
+  if merges.is_file() and bpe.is_gpt2(json_files.read_bytes(merges)):
+    return tokenizers.build(config_lib.DataConfig(tokenizer=f'gpt2:{merges}'), {})
+  if (directory / 'tokenizer.json').is_file():
+    return tokenizers.build(config_lib.DataConfig(tokenizer=f'hf:{directory}'), {})
+  return None
 
 
 def write_model(
@@ -102,105 +123,53 @@ def write_model(
   params: Any,
   tokenizer: tokenizers.Tokenizer | None,
 ) -> None:
-  """Writes a directory that `transformers` loads as it is: `GPT2LMHeadModel` and its tokenizer.
+  """Writes a directory that `transformers` loads as it is; raises `OSError`.
 
   The padding of the vocabulary is left out. A model without biases gets biases of 0.
-
-  Raises:
-    OSError: The directory can't be written.
   """
   directory.mkdir(parents=True, exist_ok=True)
-  shapes = dict(published.shapes(dataclasses.replace(config, bias=True)))
-  tensors = _with_biases(published.tensors(config, params), shapes)
-  safetensors_files.write(
-    directory / safetensors_files.FILE,
-    {_prefixed(name): shape for name, shape in shapes.items()},
-    ((_prefixed(name), values) for name, values in tensors),
-  )
-  _write_json(directory / CONFIG, _config_values(config, tokenizer))
+  tensors = tensors_lib.export(config, params)
+  for name, shape in tensors_lib.shapes(dataclasses.replace(config, bias=True)).items():
+    tensors.setdefault(name, np.zeros(shape, np.float32))
+  prefixed = {k if k == 'lm_head.weight' else _PREFIX + k: array for k, array in tensors.items()}
+  # Hugging Face's own files have this mark. Not `save_file`: it writes private files.
+  data = safetensors_numpy.save(prefixed, metadata={'format': 'pt'})
+  atomic.write_bytes(directory / _WEIGHTS, data)
   if tokenizer is not None:
     _write_tokenizer(directory, config, tokenizer)
-
-
-def _with_biases(
-  tensors: Iterator[tuple[str, np.ndarray]], shapes: dict[str, tuple[int, ...]]
-) -> Iterator[tuple[str, np.ndarray]]:
-  """`tensors`, then zeros for those of `shapes` that weren't among them."""
-  missing = dict(shapes)
-  for name, values in tensors:
-    del missing[name]
-    yield name, values
-  for name, shape in missing.items():
-    yield name, np.zeros(shape, np.float32)
-
-
-def _prefixed(name: str) -> str:
-  return name if name == 'lm_head.weight' else _PREFIX + name
-
-
-def _config_values(
-  config: config_lib.ModelConfig, tokenizer: tokenizers.Tokenizer | None
-) -> dict[str, Any]:
-  end_of_text = tokenizer.end_of_text if tokenizer else None
-  start_of_text = tokenizer.start_of_text if tokenizer else None
-  return {
+  bos_id, eos_id = (tokenizer.bos_id, tokenizer.eos_id) if tokenizer else (None, None)
+  values = {
     'architectures': ['GPT2LMHeadModel'],
     'model_type': 'gpt2',
-    'n_layer': config.n_layer,
-    'n_head': config.n_head,
-    'n_embd': config.n_embd,
-    'n_positions': config.block_size,
+    **{name: getattr(config, key) for name, key in zip(_SIZES, tensors_lib.SIZES, strict=True)},
     'n_ctx': config.block_size,
     'n_inner': None,
-    'vocab_size': config.vocab_size,
-    'bos_token_id': end_of_text if start_of_text is None else start_of_text,
-    'eos_token_id': end_of_text,
+    'bos_token_id': eos_id if bos_id is None else bos_id,
+    'eos_token_id': eos_id,
     'tie_word_embeddings': config.tie_embeddings,
-    'resid_pdrop': config.dropout,
-    'embd_pdrop': config.dropout,
-    'attn_pdrop': config.dropout,
+    **dict.fromkeys(('resid_pdrop', 'embd_pdrop', 'attn_pdrop'), config.dropout),
     'initializer_range': 0.02,
     'torch_dtype': 'float32',
     **{key: allowed[0] for key, allowed in _FIXED.items()},
   }
+  atomic.write_json(directory / CONFIG, values)
 
 
 def _write_tokenizer(
   directory: pathlib.Path, config: config_lib.ModelConfig, tokenizer: tokenizers.Tokenizer
 ) -> None:
-  """In the form of Hugging Face where there is one, and in ours, which `open_tokenizer` reads."""
-  _write_json(directory / TOKENIZER, tokenizer.to_dict())
+  """Writes our form, which `open_tokenizer` reads, and that of Hugging Face if there is one."""
+  description = tokenizer.to_dict()
+  atomic.write_json(directory / TOKENIZER, description)
   if tokenizer.kind == 'gpt2':
     merges = bpe.find_merges()
-    (directory / 'merges.txt').write_bytes(merges)
-    _write_json(directory / 'vocab.json', bpe.spelled_vocabulary(merges))
-    end = '<|endoftext|>'
-    names = {'bos_token': end, 'eos_token': end, 'unk_token': end}
-    values = {'tokenizer_class': 'GPT2Tokenizer', 'model_max_length': config.block_size, **names}
-    _write_json(directory / 'tokenizer_config.json', values)
+    atomic.write_bytes(directory / 'merges.txt', merges)
+    atomic.write_json(directory / 'vocab.json', bpe.spelled_vocabulary(merges))
+    values = {'tokenizer_class': 'GPT2Tokenizer', 'model_max_length': config.block_size}
+    values |= dict.fromkeys(('bos_token', 'eos_token', 'unk_token'), '<|endoftext|>')
+    atomic.write_json(directory / 'tokenizer_config.json', values)
   elif tokenizer.kind == 'hf':
-    description = tokenizer.to_dict()
-    (directory / 'tokenizer.json').write_text(description['json'], encoding='utf-8')
-    special_tokens = {f'{role}_token': t for role, t in description['special_tokens'].items()}
-    values = {'tokenizer_class': 'PreTrainedTokenizerFast', **special_tokens}
-    _write_json(directory / 'tokenizer_config.json', values)
-
-
-def _write_json(path: pathlib.Path, values: Any) -> None:
-  path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-
-
-def open_tokenizer(directory: pathlib.Path) -> tokenizers.Tokenizer | None:
-  """The tokenizer in `directory`, or None if it has none that can be read here.
-
-  Raises:
-    UserError: Its file is damaged, or needs the `tokenizers` package, which is missing.
-  """
-  if (directory / TOKENIZER).is_file():
-    return tokenizers.from_dict(json.loads((directory / TOKENIZER).read_bytes()))
-  merges = directory / 'merges.txt'
-  if merges.is_file() and bpe.is_gpt2(merges.read_bytes()):
-    return tokenizers.build(config_lib.DataConfig(tokenizer=f'gpt2:{merges}'), {})
-  if (directory / 'tokenizer.json').is_file():
-    return tokenizers.build(config_lib.DataConfig(tokenizer=f'hf:{directory}'), {})
-  return None
+    atomic.write_bytes(directory / 'tokenizer.json', description['json'].encode())
+    values = {'tokenizer_class': 'PreTrainedTokenizerFast'}
+    values |= {f'{role}_token': token for role, token in description['special_tokens'].items()}
+    atomic.write_json(directory / 'tokenizer_config.json', values)

@@ -1,8 +1,6 @@
 """Text and vocabularies that the tests of the data room share."""
 
 import functools
-import http.server
-import threading
 
 import pytest
 
@@ -17,30 +15,15 @@ def gpt2(vocabulary):
 
 
 @pytest.fixture
-def serve():
-  """A function that serves bytes at the URL it returns."""
-  servers = []
+def serve(tmp_path_factory):
+  """A function that returns a URL of bytes."""
 
-  def start(body):
-    class Handler(http.server.BaseHTTPRequestHandler):
-      def do_GET(self):
-        self.send_response(200)
-        self.send_header('Content-Length', str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+  def url(body):
+    path = tmp_path_factory.mktemp('served') / 'vocab.bpe'
+    path.write_bytes(body)
+    return path.as_uri()
 
-      def log_message(self, *args):
-        pass
-
-    server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    servers.append(server)
-    return f'http://127.0.0.1:{server.server_port}/vocab.bpe'
-
-  yield start
-  for server in servers:
-    server.shutdown()
-    server.server_close()
+  return url
 
 
 @pytest.fixture(scope='session')
@@ -61,7 +44,6 @@ def prepare_parts():
       'text:made.txt',
       tuple(
         sources.Part(
-          name=str(number),
           split=splits[number] if splits else '',
           size=sum(len(piece.text) for piece in pieces(part, number)),
           read=functools.partial(iter, list(pieces(part, number))),

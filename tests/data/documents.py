@@ -1,6 +1,7 @@
 """What a source has, read as workers read it."""
 
 import pickle
+from collections.abc import Callable
 
 import pytest
 
@@ -8,24 +9,33 @@ from gpt_jax import errors
 from gpt_jax.data import sources
 
 
-def read(spec: str, field: str = 'text') -> dict[str, list[str]]:
+def read(spec: str, field: str = 'text', policy: str = 'fail') -> dict[str, list[str]]:
   """The documents of each split, from parts that were pickled."""
   splits: dict[str, list[str]] = {}
   for part in pickle.loads(pickle.dumps(sources.open_source(spec, text_field=field).parts)):
-    documents = splits.setdefault(part.split, [])
+    documents, pieces = splits.setdefault(part.split, []), []
     for piece in part.read():
-      assert piece.last
-      documents.append(sources.decode(piece, invalid_utf8='fail')[0])
+      pieces.append(sources.decode(piece, invalid_utf8=policy)[0])
+      if piece.last:
+        documents.append(''.join(pieces))
+        pieces = []
+    assert not pieces  # a document ends in the part where it began
   return splits
 
 
-def fails(spec: str, *words: str, field: str = 'text') -> None:
-  """Asserts that reading `spec` fails with one paragraph that has all `words`."""
+def user_error(use: Callable[..., object], *arguments: object) -> errors.UserError:
+  """The error that `use(*arguments)` raises, one paragraph."""
   with pytest.raises(errors.UserError) as e:
-    for part in sources.open_source(spec, text_field=field).parts:
-      for piece in part.read():
-        sources.decode(piece, invalid_utf8='fail')
-  message = str(e.value)
-  assert '\n' not in message
-  for word in words:
-    assert word in message
+    use(*arguments)
+  assert '\n' not in str(e.value)
+  return e.value
+
+
+def error(spec: str, field: str = 'text') -> errors.UserError:
+  """The error that opening or reading `spec` raises."""
+  return user_error(read, spec, field)
+
+
+def fingerprint(spec: str, field: str = 'text') -> str:
+  """The fingerprint of a source, as JSON."""
+  return repr(sources.open_source(spec, text_field=field).fingerprint)

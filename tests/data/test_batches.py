@@ -7,31 +7,31 @@ import pytest
 
 from gpt_jax import config
 from gpt_jax.data import batches
-from gpt_jax.data.batches import chunks, order, stream
+from gpt_jax.data.batches import chunks, stream
 
 KINDS = ('windows', 'partition', 'packed', 'sentences')
 _L = 16
 
 
-def _side(size, seed, first_id):
-  """Documents of 1 to 60 tokens in three shards, about every fifth token an end of a sentence."""
+def _split(size, seed, first_id):
+  """Documents of 1 to 60 tokens in three shards; about every fifth token ends a sentence."""
   random = np.random.default_rng(seed)
   ids = random.integers(first_id, first_id + 50, size).astype(np.uint16)
   ends = np.unique([0, *random.integers(1, size, size // 30), size])
   documents = np.stack([ends[:-1], ends[1:]], 1)
   shards = tuple(np.split(ids, [size // 3, size // 2]))
-  return stream.Side(stream.Tokens(shards), np.array([[0, size]]), lambda: documents)
+  return stream.Split(stream.Tokens(shards), np.array([[0, size]]), lambda: documents)
 
 
 def _chunks(kind, size=3000, seed=0, first_id=100):
   data = config.DataConfig(chunks=kind, min_length=4, max_length=_L + 1)
-  return chunks.make(
+  return chunks.chunk(
     data,
-    _side(size, seed, first_id),
+    _split(size, seed, first_id),
     block_size=_L,
-    start=1,
+    start_id=1,
     end_ids=range(first_id, first_id + 10),
-    padding=0,
+    pad_id=0,
   )
 
 
@@ -57,14 +57,14 @@ mixtures = pytest.mark.parametrize('mixture', ['alone', 'pool', 'weights'])
 @pytest.mark.parametrize('kind', KINDS)
 @mixtures
 def test_a_run_that_resumes_on_other_hosts_sees_the_same_batches(kind, mixture):
-  batch_size, num_steps = 8, 1000
+  batch_size, num_steps = 8, 300
   straight = _dataset(kind, mixture)
   hashes = [
     _hash(straight.train_rows(step * batch_size + np.arange(batch_size)))
     for step in range(num_steps)
   ]
   assert len(set(hashes)) > 0.99 * num_steps
-  for step in np.random.default_rng(0).integers(0, num_steps, 50):
+  for step in np.random.default_rng(0).integers(0, num_steps, 20):
     again = _dataset(kind, mixture) if step % 10 == 0 else straight
     for hosts in (1, 2, 4):
       shares = np.split(step * batch_size + np.arange(batch_size), hosts)
@@ -74,39 +74,23 @@ def test_a_run_that_resumes_on_other_hosts_sees_the_same_batches(kind, mixture):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_an_epoch_has_each_row_once(kind):
-  made = _chunks(kind)
-  dataset = batches.Dataset((made,), None, 5)
-  wanted = sorted(map(_bytes, _split(made.rows(np.arange(len(made))))))
+  chunked = _chunks(kind)
+  dataset = batches.Dataset((chunked,), None, 5)
+  wanted = sorted(map(_bytes, _single(chunked.rows(np.arange(len(chunked))))))
   orders = []
   for epoch in range(2):
-    rows = dataset.train_rows(epoch * len(made) + np.arange(len(made)))
-    orders.append([_bytes(row) for row in _split(rows)])
+    rows = dataset.train_rows(epoch * len(chunked) + np.arange(len(chunked)))
+    orders.append([_bytes(row) for row in _single(rows)])
     assert sorted(orders[-1]) == wanted
   assert orders[0] != orders[1]
 
 
-def _split(rows):
+def _single(rows):
   return zip(*(column for column in rows if column is not None), strict=True)
 
 
 def _bytes(row):
   return b''.join(column.tobytes() for column in row)
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_rows_of_a_pool_are_those_of_its_sources(kind):
-  dataset = _dataset(kind, 'pool')
-  total = sum(map(len, dataset.chunks))
-  seen = sorted(map(_bytes, _split(dataset.train_rows(np.arange(total)))))
-  alone = [_split(made.rows(np.arange(len(made)))) for made in dataset.chunks]
-  assert seen == sorted(_bytes(row) for rows in alone for row in rows)
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_weights_are_kept_exactly_in_a_period(kind):
-  rows = _dataset(kind, 'weights').train_rows(np.arange(order.PERIOD))
-  from_second = (rows.targets >= 1000).any(axis=1)
-  assert from_second.sum() == round(0.7 * order.PERIOD)
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -130,23 +114,23 @@ def test_the_seed_orders_training_and_not_validation(kind, mixture):
   assert _hash(one.val_rows(numbers, total=32)) == _hash(other.val_rows(numbers, total=32))
 
 
-def test_validation_windows_are_spread_from_the_first_to_the_last():
-  made = _chunks('windows', 3000)
-  rows = batches.Dataset((made,), None, 0).val_rows(np.arange(50), total=50)
-  starts = np.arange(50) * (3000 - _L - 1) // 49
-  assert _hash(rows) == _hash(made.rows(starts))
-
-
 def test_validation_divides_its_rows_by_weight():
   for mixture, wanted in (('weights', 70), ('pool', 23)):
     rows = _dataset('windows', mixture).val_rows(np.arange(100), total=100)
     assert (rows.targets >= 1000).all(axis=1).sum() == wanted
 
 
-def test_batches_are_the_same_on_every_machine_and_version():
+@pytest.mark.parametrize(
+  ('kind', 'digest'),
+  [
+    ('windows', '71366f8df6e8ecae'),
+    ('partition', 'b1778aa50c88b8fd'),
+    ('packed', '838055eafc45f462'),
+    ('sentences', '547ae161d638dd14'),
+  ],
+)
+def test_batches_are_the_same_on_every_machine_and_version(kind, digest):
   """A record: if it fails, runs that resume see other text than they would have seen."""
-  text = stream.Tokens((np.arange(60_000, dtype=np.uint16),))
-  side = stream.Side(text, np.array([[0, 60_000]]), lambda: np.empty((0, 2), np.int64))
-  made = chunks.make(config.DataConfig(), side, block_size=8, start=None, end_ids=(), padding=0)
-  rows = batches.Dataset((made,), None, 1337).train_rows(20 + np.arange(4))
-  assert rows.inputs[:, 0].tolist() == [4071, 8112, 39977, 37211]
+  dataset, numbers = _dataset(kind, 'weights', seed=1337), 20 + np.arange(4)
+  rows = [dataset.train_rows(numbers), dataset.val_rows(numbers, total=40)]
+  assert _hash(*rows).hex()[:16] == digest

@@ -38,28 +38,9 @@ def test_large_sizes_are_permuted_too(size, key, data):
   assert all(0 <= image < size for image in images)
 
 
-@hypothesis.given(keys, st.integers(2, 10**12))
-def test_an_image_depends_on_its_index_alone(key, size):
-  indices = np.random.default_rng(0).integers(0, size, 40)
-  whole = order.permute(indices, size, key)
-  assert whole[7:9].tolist() == order.permute(indices[7:9], size, key).tolist()
-  assert order.permute(indices[::-1], size, key).tolist() == whole[::-1].tolist()
-
-
 def test_other_keys_are_other_orders():
-  keys = [
-    (0,),
-    (1,),
-    (0, 0),
-    (0, 1),
-    (1, 0),
-    (2**32,),
-    (2**32 + 1, 0),
-    (1, 1, 0),
-    (-1,),
-    (1, 23),
-    (12, 3),
-  ]
+  short = [(0,), (1,), (-1,), (0, 0), (0, 1), (1, 0), (1, 23), (12, 3)]
+  keys = [*short, (2**32,), (2**32 + 1, 0), (1, 1, 0)]
   images = [order.permute(np.arange(1000), 1000, key) for key in keys]
   for first, second in itertools.combinations(images, 2):
     assert (first == second).sum() < 12  # One is expected: 12 or more, once in 10**9.
@@ -76,12 +57,6 @@ def test_orders_are_the_same_on_every_machine_and_version():
   ]
   far = np.array([0, 10**15, 2**60])
   assert order.reshuffle(far, 1_003_854, (1337, 0)).tolist() == [275226, 28775, 320327]
-
-
-def test_small_orders_are_all_equally_likely():
-  drawn = [tuple(order.permute(np.arange(4), 4, (seed,)).tolist()) for seed in range(2400)]
-  counts = np.array([drawn.count(p) for p in itertools.permutations(range(4))])
-  assert _chi_square(counts) < 49.7  # 23 degrees of freedom: exceeded once in a thousand
 
 
 @pytest.mark.parametrize('size', [3, 7, 50])
@@ -138,7 +113,6 @@ def test_the_pool_is_mixed():
 weights = st.lists(st.one_of(st.floats(1e-9, 1), st.integers(1, 100)), min_size=2, max_size=5)
 
 
-@hypothesis.settings(max_examples=20, deadline=None)
 @hypothesis.given(weights, seeds, st.integers(0, 2**30))
 def test_each_period_has_the_exact_shares(weights, seed, period):
   mixture = order.Mixture((100,) * len(weights), tuple(weights), seed)
@@ -215,8 +189,3 @@ def test_evaluation_is_spread_evenly_over_each_source(sizes, total, data):
     assert len(mine) < 2 or (mine[-1] == size - 1 and gaps.max() - gaps.min() <= 1)
   alone = [tuple(v.tolist() for v in mixture.val(np.array([i]), total)) for i in range(total)]
   assert alone == [([s], [r]) for s, r in zip(sources.tolist(), rows.tolist(), strict=True)]
-
-
-def test_evaluation_depends_on_no_seed():
-  one, other = (order.Mixture((70, 90), (0.3, 0.7), seed).val(np.arange(20), 20) for seed in (0, 1))
-  np.testing.assert_array_equal(one, other)

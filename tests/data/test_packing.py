@@ -2,7 +2,6 @@
 
 import hypothesis
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 from gpt_jax.data.batches import packing
@@ -18,9 +17,9 @@ def documents(draw):
 
 
 @hypothesis.given(documents(), st.integers(1, 8))
-def test_pieces_cover_each_target_of_a_document_once(drawn, row_length):
+def test_pieces_cover_each_target_of_a_document_once_in_as_few_as_possible(drawn, row_length):
   spans, prefixed = drawn
-  pieces = packing.cut(spans, prefixed, row_length)
+  pieces = packing.divide(spans, prefixed, row_length)
   assert [column.dtype for column in pieces] == [np.int64, np.int32, np.bool_]
   targets = [
     address
@@ -33,24 +32,18 @@ def test_pieces_cover_each_target_of_a_document_once(drawn, row_length):
     for address in range(start + (not prefix), stop)
   ]
   assert ((pieces.lengths >= 1) & (pieces.lengths <= row_length)).all()
+  numbers = np.maximum(spans[:, 1] - spans[:, 0] - 1 + prefixed, 0)
+  assert len(pieces.lengths) == np.ceil(numbers / row_length).sum()
   opened = spans[prefixed & (spans[:, 0] < spans[:, 1]), 0]
   assert pieces.starts[pieces.opens].tolist() == opened.tolist()
 
 
-@hypothesis.given(documents(), st.integers(1, 8))
-def test_a_document_is_cut_as_seldom_as_possible(drawn, row_length):
-  spans, prefixed = drawn
-  targets = np.maximum(spans[:, 1] - spans[:, 0] - 1 + prefixed, 0)
-  pieces = packing.cut(spans, prefixed, row_length)
-  assert len(pieces.starts) == np.ceil(targets / row_length).sum()
-
-
-def test_documents_are_cut_alike_in_portions(monkeypatch):
+def test_documents_are_divided_alike_in_portions(monkeypatch):
   ends = np.cumsum(np.random.default_rng(0).integers(0, 30, 101))
   spans, prefixed = np.stack([ends[:-1], ends[1:]], 1), np.arange(100) % 3 > 0
-  whole = packing.cut(spans, prefixed, 8)
+  whole = packing.divide(spans, prefixed, 8)
   monkeypatch.setattr(packing, '_DOCUMENTS_AT_ONCE', 7)
-  for first, second in zip(whole, packing.cut(spans, prefixed, 8), strict=True):
+  for first, second in zip(whole, packing.divide(spans, prefixed, 8), strict=True):
     np.testing.assert_array_equal(first, second)
 
 
@@ -66,10 +59,6 @@ def _best_fit_decreasing(lengths, row_length):
   return room
 
 
-def _room(lengths, rows, row_length):
-  return row_length - np.bincount(rows, weights=lengths)
-
-
 problems = st.integers(1, 30).flatmap(
   lambda room: st.tuples(st.lists(st.integers(1, room), max_size=80), st.just(room))
 )
@@ -81,29 +70,8 @@ def test_rows_are_those_of_best_fit_one_piece_at_a_time(problem):
   rows = packing.pack(np.array(lengths, np.int32), row_length)
   assert rows.dtype == np.int32
   assert set(rows.tolist()) == set(range(rows.max(initial=-1) + 1)), 'a row is empty'
-  left = _room(lengths, rows, row_length)
+  left = row_length - np.bincount(rows, weights=lengths)
   assert sorted(left.tolist()) == sorted(_best_fit_decreasing(lengths, row_length))
-
-
-@hypothesis.given(st.integers(2, 40), st.integers(1, 25), st.randoms(use_true_random=False))
-def test_few_more_rows_than_the_best_packing_has(row_length, num_rows, random):
-  """The bound for best-fit decreasing: Johnson et al. 1974, 11/9 of the best and 4."""
-  lengths = []
-  for _ in range(num_rows):
-    cuts = random.sample(range(1, row_length), random.randint(0, min(3, row_length - 1)))
-    lengths += np.diff([0, *sorted(cuts), row_length]).tolist()
-  rows = packing.pack(np.array(lengths), row_length)
-  assert num_rows <= rows.max() + 1 <= 11 / 9 * num_rows + 4
-
-
-@pytest.mark.parametrize('row_length', [64, 1024])
-def test_little_is_wasted_on_documents_of_real_lengths(row_length):
-  ends = np.cumsum(np.random.default_rng(0).lognormal(5, 1, 20_000).astype(np.int64))
-  documents = np.stack([ends[:-1], ends[1:]], 1)
-  lengths = packing.cut(documents, np.ones(len(documents), bool), row_length).lengths
-  rows = packing.pack(lengths, row_length)
-  assert _room(lengths, rows, row_length).min() >= 0
-  assert lengths.sum() / row_length > 0.99 * (rows.max() + 1)
 
 
 def test_packing_is_the_same_each_time():

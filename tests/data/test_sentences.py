@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from gpt_jax import config
 from gpt_jax.data.batches import sentences, stream
 
 ENDS = (1, 7)
@@ -43,56 +44,39 @@ def _slowly(corpus, overlap):
   return found
 
 
-def _cut(corpus, overlap):
+def _group(corpus, overlap):
   tokens, documents, low, high = corpus
-  starts, lengths = sentences.cut(
-    tokens, documents, end_ids=ENDS, min_length=low, max_length=high, overlap=overlap
-  )
+  data = config.DataConfig(min_length=low, max_length=high, overlap=overlap)
+  split = stream.Split(tokens, documents, lambda: documents)
+  starts, lengths = sentences.group(data, split, ENDS)
   assert starts.dtype == lengths.dtype == np.int64
   return list(zip(starts.tolist(), (starts + lengths).tolist(), strict=True))
 
 
 @hypothesis.given(corpora(), st.booleans())
 def test_chunks_are_those_found_sentence_by_sentence(corpus, overlap):
-  assert _cut(corpus, overlap) == _slowly(corpus, overlap)
-
-
-@hypothesis.given(corpora(), st.booleans())
-def test_chunks_are_whole_sentences_of_one_document(corpus, overlap):
-  tokens, documents, low, high = corpus
-  for start, stop in _cut(corpus, overlap):
-    assert low <= stop - start <= high
-    assert tokens.read(stop - 1, stop)[0] in ENDS
-    ((begin, _),) = [(a, b) for a, b in documents.tolist() if a <= start and stop <= b and a < b]
-    assert start == begin or tokens.read(start - 1, start)[0] in ENDS
-
-
-@hypothesis.given(corpora())
-def test_chunks_overlap_only_if_asked_to(corpus):
-  apart = _cut(corpus, False)
-  assert all(first[1] <= second[0] for first, second in zip(apart[:-1], apart[1:], strict=True))
-  assert set(apart) <= set(_cut(corpus, True))
+  assert _group(corpus, overlap) == _slowly(corpus, overlap)
 
 
 def test_an_example():
   ids = [5, 5, 1, 5, 5, 5, 7, 5, 1, 5, 0, 5, 5, 5, 5, 5, 5, 1, 5, 5, 1]
   tokens, documents = stream.Tokens((np.array(ids, np.uint16),)), np.array([[0, 11], [11, 21]])
-  assert _cut((tokens, documents, 3, 6), False) == [(0, 3), (3, 9), (18, 21)]
-  assert _cut((tokens, documents, 3, 6), True) == [(0, 3), (3, 9), (18, 21)]
-  assert _cut((tokens, documents, 2, 7), False) == [(0, 7), (7, 9), (11, 18), (18, 21)]
-  assert _cut((tokens, documents, 2, 7), True) == [(0, 7), (3, 9), (7, 9), (11, 18), (18, 21)]
+  assert _group((tokens, documents, 3, 6), False) == [(0, 3), (3, 9), (18, 21)]
+  assert _group((tokens, documents, 3, 6), True) == [(0, 3), (3, 9), (18, 21)]
+  assert _group((tokens, documents, 2, 7), False) == [(0, 7), (7, 9), (11, 18), (18, 21)]
+  assert _group((tokens, documents, 2, 7), True) == [(0, 7), (3, 9), (7, 9), (11, 18), (18, 21)]
 
 
 @pytest.mark.parametrize('portion', [1, 5, 19])
 def test_long_text_is_searched_in_portions(portion, monkeypatch):
   ids = np.random.default_rng(0).integers(0, 10, 500).astype(np.uint16)
   tokens, documents = stream.Tokens((ids[:123], ids[123:])), np.array([[3, 200], [200, 490]])
-  whole = _cut((tokens, documents, 2, 30), True)
+  whole = _group((tokens, documents, 2, 30), True)
   monkeypatch.setattr(sentences, '_TOKENS_AT_ONCE', portion)
-  assert whole and _cut((tokens, documents, 2, 30), True) == whole
+  assert whole and _group((tokens, documents, 2, 30), True) == whole
 
 
 def test_text_without_ends_has_no_chunks():
   tokens = stream.Tokens((np.zeros(9, np.uint16),))
-  assert _cut((tokens, np.array([[0, 9]]), 2, 9), False) == []
-  assert _cut((tokens, np.empty((0, 2), np.int64), 2, 9), True) == []
+  assert _group((tokens, np.array([[0, 9]]), 2, 9), False) == []
+  assert _group((tokens, np.empty((0, 2), np.int64), 2, 9), True) == []

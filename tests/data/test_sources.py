@@ -1,134 +1,43 @@
-"""A spec gives its parts in order, their text is checked, and a mixture is taken apart."""
+"""A spec gives its parts in order, a mixture is parsed, and invalid text is found or replaced."""
 
-import json
-import os
 import pickle
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from gpt_jax import errors
 from gpt_jax.data import sources
+from tests.data import documents
 
 
-def fails(use, *words):
-  """Asserts that `use()` fails with one paragraph that has all `words`."""
-  with pytest.raises(errors.UserError) as e:
-    use()
-  message = str(e.value)
-  assert '\n' not in message
-  for word in words:
-    assert word in message
+def test_the_builtin_text_is_prose_in_a_fixed_order(monkeypatch):
+  spec = 'builtin:python-reference'
+  source = sources.open_source(spec, text_field='text')
+  (part,) = pickle.loads(pickle.dumps(source.parts))
+  pieces = list(part.read())
+  assert len(pieces) > 50 and all(piece.last for piece in pieces)
+  assert part.size == sum(len(piece.text) for piece in pieces) > 300_000
+  assert pieces == list(source.parts[0].read())
+  assert pieces[0].text.startswith(b'The "assert" statement') and 'assert' in pieces[0].place
+  places = [piece.place for piece in pieces]
+  assert places == sorted(set(places))
+  topics, old = sources.pydoc_data.topics.topics, documents.fingerprint(spec)
+  monkeypatch.setitem(topics, 'assert', f'{topics["assert"]}.')
+  assert documents.fingerprint(spec) != old
 
 
-class TestBuiltin:
-  def test_is_prose_in_a_fixed_order(self):
-    source = sources.open_source('builtin:python-reference', text_field='text')
-    (part,) = pickle.loads(pickle.dumps(source.parts))
-    pieces = list(part.read())
-    assert len(pieces) > 50 and all(piece.last for piece in pieces)
-    assert part.size == sum(len(piece.text) for piece in pieces) > 300_000
-    assert pieces == list(source.parts[0].read())
-    assert pieces[0].text.startswith(b'The "assert" statement') and 'assert' in pieces[0].place
-    places = [piece.place for piece in pieces]
-    assert places == sorted(set(places))
-
-  def test_the_fingerprint_follows_the_text(self, monkeypatch):
-    def fingerprint():
-      source = sources.open_source('builtin:python-reference', text_field='text')
-      return json.dumps(source.fingerprint)
-
-    old = fingerprint()
-    assert fingerprint() == old
-    monkeypatch.setitem(sources.pydoc_data.topics.topics, 'assert', 'something else')
-    assert fingerprint() != old
-
-  def test_another_name_is_refused(self):
-    fails(
-      lambda: sources.open_source('builtin:python', text_field='text'), 'builtin:python-reference'
-    )
-
-
-class TestUnknown:
-  @pytest.mark.parametrize(
-    ('spec', 'hint'),
-    [
-      ('txt:a.txt', 'did you mean text:a.txt?'),
-      ('json:a.jsonl', 'did you mean jsonl:a.jsonl?'),
-      ('paquet:a', 'did you mean parquet:a?'),
-      ('TFDS:pg19', 'did you mean tfds:pg19?'),
-      ('token:a', 'did you mean tokens:a?'),
-      ('python-reference', 'did you mean builtin:python-reference?'),
-      ('shakespeare', 'tfds:NAME'),
-      ('', 'parquet:FOLDER'),
-      ('text:', 'jsonl:GLOB'),
-      ('jsonl:', 'tokens:PATH'),
-    ],
-  )
-  def test_the_nearest_source_is_named(self, spec, hint):
-    fails(lambda: sources.open_source(spec, text_field='text'), hint, 'text:GLOB')
-
-  @pytest.mark.parametrize(
-    ('name', 'scheme'),
-    [
-      ('a.txt', 'text'),
-      ('a.md.gz', 'text'),
-      ('a.jsonl', 'jsonl'),
-      ('a.jsonl.zst', 'jsonl'),
-      ('a.parquet', 'parquet'),
-      ('train.bin', 'tokens'),
-    ],
-  )
-  def test_a_bare_path_is_understood(self, name, scheme, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / name).write_text('text')
-    for spec in (name, f'*{os.path.splitext(name)[1]}'):
-      fails(
-        lambda spec=spec: sources.open_source(spec, text_field='text'),
-        f'did you mean {scheme}:{spec}?',
-      )
+@pytest.mark.parametrize('spec', ['txt:a.txt', 'TFDS:pg19', 'python-reference', '', 'jsonl:'])
+def test_an_unknown_source_is_refused(spec):
+  assert documents.error(spec).key == 'data.source'
 
 
 class TestMixture:
-  @pytest.mark.parametrize(
-    ('source', 'pairs'),
-    [
-      ('text:a', [(None, 'text:a')]),
-      ('0.5*text:a', [(0.5, 'text:a')]),
-      ('0.7*text:a + 0.3*tfds:b', [(0.7, 'text:a'), (0.3, 'tfds:b')]),
-      ('2 * text:a + 1e-1 * tokens:b', [(2, 'text:a'), (0.1, 'tokens:b')]),
-      (
-        'text:a + jsonl:b + builtin:c + parquet:d',
-        [(None, spec) for spec in ('text:a', 'jsonl:b', 'builtin:c', 'parquet:d')],
-      ),
-      ('text:C + D.txt', [(None, 'text:C + D.txt')]),
-      ('text:a + b:c', [(None, 'text:a + b:c')]),
-      ('3*text:*.txt + 1*text:x*y', [(3, 'text:*.txt'), (1, 'text:x*y')]),
-      ('text:a+text:b', [(None, 'text:a+text:b')]),
-      ('nonsense', [(None, 'nonsense')]),
-      ('', [(None, '')]),
-    ],
-  )
-  def test_is_taken_apart(self, source, pairs):
-    assert sources.parse_mixture(source) == pairs
-
-  @pytest.mark.parametrize(
-    ('source', 'words'),
-    [
-      ('0*text:a + 1*text:b', ['0*text:a', 'positive']),
-      ('-1*text:a', ['-1*text:a', 'positive']),
-      ('nan*text:a', ['positive']),
-      ('1*text:a + inf*text:b', ['inf*text:b', 'positive']),
-      ('half*text:a', ['weight', 'half']),
-      ('1*text:a + text:b', ['text:b has no weight', '0.5*text:b']),
-      ('text:a + 1*text:b', ['text:a has no weight']),
-      ('text:a + text:b + text:a', ['text:a', 'twice']),
-      ('0.3*text:a + 0.7*text:a', ['text:a', 'twice']),
-    ],
-  )
-  def test_what_is_wrong_is_named(self, source, words):
-    fails(lambda: sources.parse_mixture(source), '--config.data.source', *words)
+  def test_is_parsed(self):
+    parse = sources.parse_mixture
+    assert parse('2 * text:a + 1e-1 * tokens:b') == [(2, 'text:a'), (0.1, 'tokens:b')]
+    assert parse('3*text:*.txt + 1*text:x*y') == [(3, 'text:*.txt'), (1, 'text:x*y')]
+    for single in ('text:C + D.txt', 'text:a + b:c', 'text:a+text:b', 'nonsense', ''):
+      assert parse(single) == [(None, single)]
 
   @hypothesis.given(
     st.lists(
@@ -136,7 +45,7 @@ class TestMixture:
         st.floats(min_value=1e-9, max_value=1e9),
         st.builds(
           '{}:{}'.format,
-          st.sampled_from(['text', 'jsonl', 'parquet', 'tfds', 'tokens']),
+          st.sampled_from(['builtin', 'text', 'jsonl', 'parquet', 'tfds', 'tokens']),
           st.text('ab/.*-_ 0', min_size=1),
         ),
       ),
@@ -144,10 +53,24 @@ class TestMixture:
       unique_by=lambda pair: pair[1],
     )
   )
-  def test_is_the_inverse_of_writing_it(self, pairs):
+  def test_parsing_is_the_inverse_of_writing(self, pairs):
     assert sources.parse_mixture(' + '.join(f'{w!r}*{spec}' for w, spec in pairs)) == pairs
     specs = [spec for _, spec in pairs]
     assert sources.parse_mixture(' + '.join(specs)) == [(None, spec) for spec in specs]
+
+  @pytest.mark.parametrize(
+    ('source', 'culprit'),
+    [
+      *((f'1*text:b + {weight}*text:a', 'text:a') for weight in ('0', '-1', 'nan', 'inf', 'half')),
+      ('1*text:a + text:b', 'text:b'),
+      ('text:a + 1*text:b', 'text:a'),
+      ('text:a + text:b + text:a', 'text:a'),
+      ('0.3*text:a + 0.7*text:a', 'text:a'),
+    ],
+  )
+  def test_an_invalid_one_is_refused(self, source, culprit):
+    error = documents.user_error(sources.parse_mixture, source)
+    assert error.key == 'data.source' and culprit in error.problem
 
 
 def decode(text, policy='replace'):
@@ -155,37 +78,30 @@ def decode(text, policy='replace'):
 
 
 class TestDecode:
-  @hypothesis.given(st.text(), st.sampled_from(['fail', 'replace']))
-  def test_good_text_is_kept(self, text, policy):
-    assert decode(text.encode(), policy) == decode(text, policy) == (text, 0)
-
   @hypothesis.given(st.binary())
-  def test_bytes_are_replaced_as_unicode_says(self, data):
+  def test_invalid_bytes_are_replaced_as_unicode_says_or_refused(self, data):
     text, count = decode(data)
     assert text == data.decode('utf-8', 'replace')
     if count:
-      fails(lambda: decode(data, 'fail'), 'x.txt')
+      assert documents.user_error(decode, data, 'fail').key == 'x.txt'
     else:
-      assert text.encode() == data
+      assert text.encode() == data and decode(data, 'fail') == (text, 0)
 
+  @hypothesis.example(['\ufffd', None])  # one of the text is valid
   @hypothesis.given(st.lists(st.one_of(st.just(None), st.text()), max_size=6))
-  def test_bad_places_are_counted(self, parts):
-    bad = parts.count(None)
+  def test_invalid_places_are_counted(self, parts):
     data = b' '.join(b'\xe9' if part is None else part.encode() for part in parts)
     lone = ' '.join('\udce9' if part is None else part for part in parts)
     whole = ' '.join('\ufffd' if part is None else part for part in parts)
-    assert decode(data) == decode(lone) == (whole, bad)
+    assert decode(data) == decode(lone) == (whole, parts.count(None))
 
-  def test_a_replacement_that_was_there_is_not_bad(self):
-    assert decode('\ufffd '.encode() + b'\xff') == ('\ufffd \ufffd', 1)
-
-  def test_what_is_wrong_is_named_with_its_place(self):
-    fix = '--config.data.invalid_utf8=replace'
-    fails(lambda: decode('é'.encode() + b'caf\xe9 \xff', 'fail'), 'x.txt', 'byte 0xe9', 'offset 5')
-    fails(lambda: decode(b'\xff \xff \xff', 'fail'), 'offset 0', '2 more', fix)
-    fails(
-      lambda: decode('é \ud83d \udc80', 'fail'), 'x.txt', 'U+D83D', 'character 2', '1 more', fix
-    )
-    with pytest.raises(errors.UserError) as e:
-      decode(b'\xff', 'fail')
-    assert 'more' not in str(e.value)
+  @pytest.mark.parametrize(
+    ('text', 'first'),
+    [
+      ('é'.encode() + b'caf\xe9 \xff', '0xe9 at offset 5'),
+      ('é \ud83d \udc80', 'U+D83D at character 2'),
+    ],
+  )
+  def test_the_first_invalid_place_is_named(self, text, first):
+    error = documents.user_error(decode, text, 'fail')
+    assert first in error.problem and '1 more' in error.problem

@@ -1,4 +1,4 @@
-"""Tokens are read over shards and spans as if they lay in one array."""
+"""Tokens are read across shards and spans as if they were in one array."""
 
 import hypothesis
 import numpy as np
@@ -10,7 +10,7 @@ from gpt_jax.data.batches import stream
 
 @st.composite
 def corpora(draw):
-  """Shards, some empty, and the one array that they stand for."""
+  """Shards, some empty, and the array that they are parts of."""
   sizes = draw(st.lists(st.integers(0, 12), min_size=1, max_size=6))
   dtype = draw(st.sampled_from([np.uint16, np.uint32]))
   whole = np.arange(1000, 1000 + sum(sizes), dtype=dtype)
@@ -25,13 +25,13 @@ def stretches(draw, size):
 
 
 @st.composite
-def sides(draw):
-  """A side of a split and its tokens, joined."""
+def splits(draw):
+  """A split and its tokens, joined."""
   tokens, whole = draw(corpora())
   ends = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=12)))
   spans = np.array(ends[: len(ends) // 2 * 2], np.int64).reshape(-1, 2)
   joined = np.concatenate([whole[:0], *(whole[a:b] for a, b in spans)])
-  return stream.Side(tokens, spans, lambda: spans), joined
+  return stream.Split(tokens, spans, lambda: spans), joined
 
 
 @hypothesis.given(corpora(), st.data())
@@ -50,11 +50,12 @@ def test_a_stretch_of_one_shard_is_not_copied():
   assert tokens.read(3, 8).dtype == np.uint16
 
 
-@hypothesis.given(corpora(), st.data())
-def test_many_stretches_are_read_one_after_the_other(corpus, data):
-  tokens, whole = corpus
+@hypothesis.given(st.one_of(corpora(), splits()), st.data())
+def test_many_stretches_are_read_and_joined(text_and_whole, data):
+  text, whole = text_and_whole
+  assert len(text) == len(whole)
   starts, lengths = data.draw(stretches(len(whole)))
-  flat = tokens.gather(starts, lengths.astype(data.draw(st.sampled_from([np.int32, np.int64]))))
+  flat = text.gather(starts, lengths.astype(data.draw(st.sampled_from([np.int32, np.int64]))))
   assert flat.dtype == np.int32
   wanted = [whole[a : a + n] for a, n in zip(starts, lengths, strict=True)]
   assert flat.tolist() == np.concatenate([whole[:0], *wanted]).tolist()
@@ -70,36 +71,20 @@ def test_single_tokens_are_taken_in_any_order(corpus, data):
   assert taken.tolist() == whole[addresses].tolist()
 
 
-@hypothesis.given(sides(), st.data())
-def test_windows_run_over_shards_and_spans(side_and_joined, data):
-  side, joined = side_and_joined
-  text = stream.Stream(side)
-  assert len(text) == len(joined)
-  length = data.draw(st.integers(1, max(1, len(joined))))
-  places = st.integers(0, max(0, len(joined) - length))
-  starts = np.array(data.draw(st.lists(places, max_size=5)) if len(joined) else [], np.int64)
-  windows = text.windows(starts, length)
-  assert windows.dtype == np.int32 and windows.shape == (len(starts), length)
-  for window, start in zip(windows, starts, strict=True):
-    assert window.tolist() == joined[start : start + length].tolist()
-
-
-@hypothesis.given(sides(), st.data())
-def test_a_stream_is_read_in_stretches_of_any_length(side_and_joined, data):
-  side, joined = side_and_joined
-  starts, lengths = data.draw(stretches(len(joined)))
-  flat = stream.Stream(side).gather(starts, lengths)
-  wanted = [joined[a : a + n] for a, n in zip(starts, lengths, strict=True)]
-  assert flat.tolist() == np.concatenate([joined[:0], *wanted]).tolist()
-
-
 @pytest.mark.parametrize('start', [-1, 13])
-def test_no_window_may_reach_beyond_the_stream(start):
+def test_no_stretch_may_reach_beyond_the_stream(start):
   tokens = stream.Tokens((np.arange(30, dtype=np.uint16),))
-  text = stream.Stream(stream.Side(tokens, np.array([[5, 15], [20, 30]]), lambda: np.empty((0, 2))))
-  assert text.windows(np.array([0, 12]), 8)[1].tolist() == list(range(22, 30))
+  split = stream.Split(tokens, np.array([[5, 15], [20, 30]]), lambda: np.empty((0, 2)))
+  assert split.gather(np.array([12]), np.array([8])).tolist() == list(range(22, 30))
   with pytest.raises(IndexError, match='beyond the 20 tokens'):
-    text.windows(np.array([0, start]), 8)
+    split.gather(np.array([0, start]), np.array([8, 8]))
+
+
+def test_empty_spans_and_stretches_are_read_as_nothing():
+  tokens = stream.Tokens((np.arange(9, dtype=np.uint16),))
+  spans = np.array([[2, 2], [3, 3], [4, 4], [5, 9], [9, 9], [9, 9]])
+  split = stream.Split(tokens, spans, lambda: spans)
+  assert split.gather(np.array([0, 0, 4, 1]), np.array([0, 2, 0, 3])).tolist() == [5, 6, 6, 7, 8]
 
 
 def test_memory_mapped_shards_are_read_alike(tmp_path):
@@ -112,7 +97,7 @@ def test_memory_mapped_shards_are_read_alike(tmp_path):
 
 
 @hypothesis.given(st.lists(st.tuples(st.integers(-50, 50), st.integers(0, 6))))
-def test_ranges_are_laid_end_to_end(pairs):
+def test_ranges_are_joined(pairs):
   starts, lengths = np.array(pairs, np.int64).reshape(-1, 2).T
   wanted = [value for start, length in pairs for value in range(start, start + length)]
   assert stream.ranges(starts, lengths).tolist() == wanted

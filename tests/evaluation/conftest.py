@@ -1,42 +1,48 @@
-"""Small random models, and scorers that say what a test tells them."""
+"""Tiny random models, each compiled once, and a scorer whose scores a test decides."""
 
 import functools
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from gpt_jax import config as config_lib
 from gpt_jax.data.tokenizers import char
 from gpt_jax.evaluation import scoring
-from gpt_jax.generation import text
+from gpt_jax.generation import language_model
+from gpt_jax.models import gpt
 from tests import random_params
 
 LETTERS = '\n abcdefghij'
 
 
 @functools.cache
-def _model(block_size, tokenizer):
-  tokenizer = tokenizer or char.CharTokenizer(LETTERS)
+def _model(block_size):
+  tokenizer = char.CharTokenizer(LETTERS)
   config = config_lib.ModelConfig(
     n_layer=1, n_head=2, n_embd=8, block_size=block_size, vocab_size=tokenizer.vocab_size
   )
-  return text.TextModel(config, random_params.make(config), tokenizer)
+  return language_model.LanguageModel(config, random_params.make(config), tokenizer)
 
 
 @pytest.fixture(scope='session')
 def model():
-  """A function that gives a model of characters, or of another tokenizer."""
-  return lambda block_size=8, tokenizer=None: _model(block_size, tokenizer)
+  """A model of the 12 LETTERS that reads 8 tokens."""
+  return _model(8)
 
 
 @pytest.fixture(scope='session')
 def log_probs():
-  """A function that gives log p(each token | all before), float64 (L, V), by a model's logits."""
+  """A function: log p(each token | all before it), float64 (L, V), by a full forward pass."""
+  forward = functools.cache(lambda block_size: jax.jit(gpt.GPT(_model(block_size).config).apply))
 
-  def of(model, tokens):
-    logits_LV = np.asarray(model.logits([tokens])[0], np.float64)
+  def of(tokens, block_size=8):
+    tokens_BL = np.zeros((1, block_size), np.int32)
+    tokens_BL[0, : len(tokens)] = tokens
+    logits_BLV, _ = forward(block_size)({'params': _model(block_size).params}, tokens_BL)
+    logits_LV = np.asarray(logits_BLV[0, : len(tokens)], np.float64)
     return logits_LV - np.log(np.exp(logits_LV).sum(-1, keepdims=True))
 
   return of
@@ -44,43 +50,40 @@ def log_probs():
 
 @pytest.fixture(scope='session')
 def scorer():
-  """A function that gives a scorer; each is compiled once."""
-
-  @functools.cache
-  def make(block_size=8, batch_size=2):
-    return scoring.Scorer(_model(block_size, None), batch_size=batch_size)
-
-  return make
+  """A function: a scorer of the model; each is compiled once."""
+  make = functools.cache(lambda block, batch: scoring.Scorer(_model(block), batch_size=batch))
+  return lambda block_size=8, batch_size=2: make(block_size, batch_size)
 
 
-@pytest.fixture
-def oracle(model):
-  """A function that gives a scorer to whom each token has a log-probability, whatever is before.
+@pytest.fixture(scope='session')
+def oracle():
+  """A function: a scorer in which each token has a log-probability, whatever comes before it.
 
-  Tokens without one are not greedy.
+  Tokens without one have -1 and are not greedy. Rows are scored in reverse.
   """
 
-  def make(log_probs, tokenizer=None, block_size=8):
+  def make(log_probs=(), tokenizer=None):
+    log_probs = dict(log_probs)
+
     def score(rows):
-      found = []
-      for number, row in enumerate(rows):
+      for number, row in reversed(list(enumerate(rows))):
         tokens = [int(token) for token in row.tokens[row.first :]]
         scores = np.array([log_probs.get(token, -1.0) for token in tokens], np.float32)
-        greedy = np.array([token in log_probs for token in tokens])
-        found.append((number, scoring.Scores(scores, greedy)))
-      return reversed(found)
+        yield number, scoring.Scores(scores, np.array([token in log_probs for token in tokens]))
 
-    return types.SimpleNamespace(model=model(block_size, tokenizer), score=score)
+    tokenizer = tokenizer or char.CharTokenizer(LETTERS)
+    config = config_lib.ModelConfig(block_size=8, vocab_size=tokenizer.vocab_size)
+    return types.SimpleNamespace(config=config, tokenizer=tokenizer, score=score)
 
   return make
 
 
 @pytest.fixture
 def lines(tmp_path):
-  """A function that writes records as JSON lines and gives the path."""
+  """A function: the path of a file with records as JSON lines."""
 
-  def write(*records, name='x.jsonl'):
-    path = tmp_path / name
+  def write(*records):
+    path = tmp_path / 'x.jsonl'
     path.write_text('\n'.join(r if isinstance(r, str) else json.dumps(r) for r in records))
     return str(path)
 

@@ -1,32 +1,23 @@
 """A text to measure on has the tokens that training would have, by the model's tokenizer."""
 
-import contextlib
-import json
-import pathlib
 import tempfile
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from gpt_jax import config, errors
-from gpt_jax.data import prepare, store, tokenizers
-from gpt_jax.data.store import writer
+from gpt_jax.data import encoding, prepare
 from gpt_jax.data.tokenizers import char
 from gpt_jax.evaluation import corpus
 
 BYTE = char.ByteTokenizer()
-END = BYTE.end_of_text
+EOS = BYTE.eos_id
 
 
 def _open(spec, tokenizer=BYTE, **options):
-  defaults = {
-    'text_field': 'text',
-    'invalid_utf8': 'fail',
-    'split': '',
-    'limit': None,
-    'progress': None,
-  }
-  return corpus.open_tokens(str(spec), tokenizer, **(defaults | options))
+  options = {'text_field': 'text', 'invalid_utf8': 'fail', 'split': '', **options}
+  return corpus.open_tokens(str(spec), tokenizer, **{'limit': None, 'progress': None, **options})
 
 
 def _ids(spec, tokenizer=BYTE, **options):
@@ -34,11 +25,22 @@ def _ids(spec, tokenizer=BYTE, **options):
     return tokens.read(0, len(tokens)).tolist()
 
 
-def _stored(data):
-  """The token store that training makes."""
-  (made,) = prepare.prepare(data, progress=None, check=None).sources
-  assert isinstance(made, store.Store)
-  return made
+def _fails(key, spec, tokenizer=BYTE, **options):
+  with pytest.raises(errors.UserError) as e:
+    _ids(spec, tokenizer, **options)
+  assert e.value.key == str(key)
+
+
+@pytest.fixture
+def store_of(tmp_path):
+  """A function that makes the token store that training would make."""
+
+  def make(source, tokenizer='byte', **knobs):
+    knobs |= {'source': source, 'tokenizer': tokenizer, 'cache_dir': str(tmp_path / 'cache')}
+    (kept,) = prepare.prepare(config.DataConfig(**knobs)).sources
+    return kept
+
+  return make
 
 
 @pytest.fixture
@@ -49,49 +51,10 @@ def texts(tmp_path):
   return f'text:{tmp_path}/*.txt'
 
 
-@pytest.mark.parametrize(
-  'tokenizer', [BYTE, char.ByteTokenizer(['bos']), char.CharTokenizer('onezwi é')]
-)
-def test_the_tokens_are_those_of_training(texts, tmp_path, tokenizer):
-  data = config.DataConfig(
-    source=texts,
-    tokenizer=tokenizer.kind,
-    special_tokens='bos' if tokenizer.start_of_text else '',
-    cache_dir=str(tmp_path / 'cache'),
-    processes=1,
-  )
-  trained = _stored(data)
-  tokens = trained.tokenized().tokens
-  # A vocabulary that is counted has an order of its own.
-  spelled = trained.tokenizer().decode(tokens.read(0, len(tokens)))
-  assert tokenizer.decode(_ids(texts, tokenizer)) == spelled == 'onezwei é'
-  if tokenizer.kind == 'byte':
-    assert _ids(texts, tokenizer) == tokens.read(0, len(tokens)).tolist()
-    assert _ids(trained.directory, tokenizer) == _ids(texts, tokenizer)
-
-
-def test_a_store_of_another_tokenizer_is_refused(texts, tmp_path):
-  data = config.DataConfig(source=texts, tokenizer='char', cache_dir=str(tmp_path / 'cache'))
-  made = _stored(data)
-  assert _ids(made.directory, made.tokenizer(), limit=2) == made.tokenizer().encode('on').tolist()
-  other = char.CharTokenizer('abc')
-  with pytest.raises(errors.UserError, match='tokens of another tokenizer .char.*--data=text:'):
-    _ids(made.directory, other)
-  with pytest.raises(errors.UserError, match='is not a token store'):
-    _ids(tmp_path)
-
-
-def test_ready_tokens_are_read_as_they_are(tmp_path):
-  np.array([1, 2, END], np.uint16).tofile(tmp_path / 'train.bin')
-  np.array([3, 4, END], np.uint16).tofile(tmp_path / 'val.bin')
-  assert _ids(f'tokens:{tmp_path}') == [1, 2, END, 3, 4, END]
-  assert _ids(f'tokens:{tmp_path}', split='validation') == [3, 4, END]
-
-
 @pytest.fixture
 def parquet(tmp_path):
   """The spec of a folder with two splits, as Hugging Face has them."""
-  import pyarrow
+  pyarrow = pytest.importorskip('pyarrow')
   from pyarrow import parquet
 
   for split, texts in (('train', ['abc', 'd']), ('test', ['ef'])):
@@ -100,100 +63,78 @@ def parquet(tmp_path):
   return f'parquet:{tmp_path}'
 
 
-def test_a_split_and_a_field_are_chosen(parquet, tmp_path):
-  end = [END]
-  assert _ids(parquet, text_field='words', split='test') == [*b'ef', *end]
-  assert _ids(parquet, text_field='words') == [*b'abc', *end, *b'd', *end, *b'ef', *end]
-  with pytest.raises(errors.UserError, match='--split=val: .* no such split; .* test, train'):
-    _ids(parquet, text_field='words', split='val')
-  data = config.DataConfig(
-    source=parquet, text_field='words', tokenizer='byte', cache_dir=str(tmp_path / 'cache')
-  )
-  made = _stored(data)
-  assert _ids(made.directory, split='test') == [*b'ef', *end]
+@pytest.mark.parametrize(('kind', 'specials'), [('byte', ''), ('byte', 'bos'), ('char', 'eos')])
+def test_the_tokens_are_those_of_training(texts, store_of, kind, specials):
+  kept = store_of(texts, kind, special_tokens=specials)
+  wanted = kept.tokens.read(0, len(kept.tokens)).tolist()
+  assert _ids(texts, kept.tokenizer()) == _ids(kept.directory, kept.tokenizer()) == wanted
 
 
-def test_the_limit_cuts(tmp_path, parquet):
-  assert _ids(parquet, text_field='words', limit=5) == [*b'abc', END, *b'd']
-  np.array([1, 2, 3], np.uint16).tofile(tmp_path / 'a.bin')
-  np.array([4, 5], np.uint16).tofile(tmp_path / 'b.bin')
+def test_a_store_of_another_tokenizer_is_refused(texts, store_of, tmp_path):
+  _fails('data', store_of(texts, 'char').directory, char.CharTokenizer('abc'))
+  _fails(tmp_path / 'manifest.json', tmp_path)
+
+
+def test_token_files_are_read_as_they_are(tmp_path):
+  np.array([1, 2, EOS], np.uint16).tofile(tmp_path / 'train.bin')
+  np.array([3, 4, EOS], np.uint16).tofile(tmp_path / 'val.bin')
+  assert _ids(f'tokens:{tmp_path}') == [1, 2, EOS, 3, 4, EOS]
+  assert _ids(f'tokens:{tmp_path}', split='validation') == [3, 4, EOS]
   for limit in range(1, 8):
-    assert _ids(f'tokens:{tmp_path}', limit=limit) == [1, 2, 3, 4, 5][:limit]
+    assert _ids(f'tokens:{tmp_path}', limit=limit) == [1, 2, EOS, 3, 4, EOS][:limit]
 
 
-@pytest.mark.parametrize(('limit', 'parts'), [(6, 1), (7, 2), (None, 2)])
+def test_a_split_and_a_field_are_chosen(parquet, store_of):
+  test, train = [*b'ef', EOS], [*b'abc', EOS, *b'd', EOS]
+  assert _ids(parquet, text_field='words', split='test') == test
+  assert _ids(parquet, text_field='words') == [*train, *test]
+  assert _ids(store_of(parquet, text_field='words').directory, split='test') == test
+  _fails('split', parquet, text_field='words', split='val')
+
+
+@pytest.mark.parametrize(('limit', 'parts'), [(5, 1), (6, 1), (7, 2), (None, 2)])
 def test_no_more_parts_are_encoded_than_the_limit_needs(parquet, monkeypatch, limit, parts):
-  write_part, written, told = writer.write_part, [], []
+  write_shard, written, reported = encoding.write_shard, [], []
 
-  def recording(task):
-    written.append(task.number)
-    return write_part(task)
+  def recording(number, *args, **options):
+    written.append(number)
+    return write_shard(number, *args, **options)
 
-  monkeypatch.setattr(writer, 'write_part', recording)
-  _ids(parquet, text_field='words', limit=limit, progress=lambda *args: told.append(args))
-  assert len(written) == len(told) == parts
-  assert all(0 < done <= whole for _, done, whole in told)
+  monkeypatch.setattr(encoding, 'write_shard', recording)
+  whole = [*b'abc', EOS, *b'd', EOS, *b'ef', EOS]
+  progress = lambda *args: reported.append(args[1:])  # noqa: E731
+  assert _ids(parquet, text_field='words', limit=limit, progress=progress) == whole[:limit]
+  assert len(written) == parts
+  assert all(0 <= done <= total for done, total in reported) and reported[-1][0] > 0
 
 
 def test_nothing_stays_behind(texts, tmp_path, monkeypatch):
-  (tmp_path / 'temporary').mkdir()
-  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
+  folder = tmp_path / 'temporary'
+  folder.mkdir()
+  monkeypatch.setattr(tempfile, 'tempdir', str(folder))
   with _open(texts) as tokens:
     assert len(tokens) == 12
-    assert list((tmp_path / 'temporary').rglob('*.bin'))
-  with contextlib.suppress(ZeroDivisionError), _open(texts):
+    assert list(folder.rglob('*.bin'))
+  with pytest.raises(ZeroDivisionError), _open(texts):
     _ = 1 / 0
-  assert not list((tmp_path / 'temporary').iterdir())
+  assert not list(folder.iterdir())
 
 
-def test_a_character_outside_the_vocabulary_is_told_with_its_file(texts, tmp_path):
-  with pytest.raises(errors.UserError, match=r"c\.txt: the text has .*'é' at position 5"):
-    _ids(texts, char.CharTokenizer('onezwi '))
-  lines = ('abba', 'xaxb')
-  path = tmp_path / 'x.jsonl'
-  path.write_text('\n'.join(json.dumps({'text': line}) for line in lines))
-  with pytest.raises(errors.UserError, match=r"x\.jsonl at byte 17: .*'x' at position 0, 'x'"):
-    _ids(f'jsonl:{path}', char.CharTokenizer('ab'))
+def test_text_that_is_invalid_or_unknown_is_found_at_its_place(texts, tmp_path):
+  _fails(tmp_path / 'c.txt', texts, char.CharTokenizer('onezwi '))
+  path = tmp_path / 'x'
+  path.write_text('{"text": "abba"}\n{"text": "xaxb"}')
+  _fails(f'{path} at byte 17', f'jsonl:{path}', char.CharTokenizer('ab'))
+  path.write_bytes(b'a\xe9b')
+  _fails(path, f'text:{path}')
+  assert _ids(f'text:{path}', invalid_utf8='replace') == [*'a\ufffdb'.encode(), EOS]
+  path.write_bytes(b'')
+  assert _ids(f'text:{path}') == []
+  _fails('data', '0.5*text:a')  # one text, not a mixture
 
 
-def test_text_that_is_not_utf8(tmp_path):
-  (tmp_path / 'x').write_bytes(b'a\xe9b')
-  with pytest.raises(errors.UserError, match='x is not UTF-8'):
-    _ids(f'text:{tmp_path}/x')
-  replaced = [*'a\ufffdb'.encode(), END]
-  assert _ids(f'text:{tmp_path}/x', invalid_utf8='replace') == replaced
-
-
-def test_an_empty_text_has_no_tokens(tmp_path):
-  (tmp_path / 'x').touch()
-  assert _ids(f'text:{tmp_path}/x') == []
-
-
-@pytest.mark.parametrize(
-  ('spec', 'complaint'),
-  [
-    ('text:a + text:b', 'is a mixture: measure one source'),
-    ('0.5*text:a', 'is a mixture'),
-    ('text:nonesuch', 'no such file'),
-    ('nonesuch', 'no such source'),
-  ],
-)
-def test_mistakes_are_told(spec, complaint):
-  with pytest.raises(errors.UserError, match=complaint):
-    _ids(spec)
-
-
-def test_a_full_disk_is_told(texts, monkeypatch):
-  def full(*args):
-    raise OSError(28, 'No space left on device')
-    yield
-
-  monkeypatch.setattr(writer, 'write_part', full)
-  with pytest.raises(errors.UserError, match='No space left on device.*TMPDIR'):
+def test_a_full_disk_is_reported(texts, monkeypatch):
+  fill = mock.Mock(side_effect=OSError(28, 'No space left on device'))
+  monkeypatch.setattr(encoding.atomic, 'write_bytes', fill)
+  with pytest.raises(errors.UserError, match='No space left'):
     _ids(texts)
-
-
-def test_a_tokenizer_that_was_read_again_is_the_same(tmp_path):
-  (tmp_path / 'x').write_text('ab')
-  again = tokenizers.from_dict(json.loads(json.dumps(char.CharTokenizer('ba').to_dict())))
-  assert _ids(f'text:{pathlib.Path(tmp_path)}/x', again) == [1, 0]

@@ -1,6 +1,8 @@
-"""Every token of a row is scored as if the row were alone, whatever stands beside it."""
+"""Every token of a row is scored as if the row were alone, whatever the batch."""
 
 import dataclasses
+import functools
+from unittest import mock
 
 import hypothesis
 import jax
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from gpt_jax import errors
 from gpt_jax.evaluation import scoring
+from gpt_jax.models import gpt
 
 BLOCK = 8
 
@@ -22,19 +25,16 @@ def _rows(draw):
 
 
 @pytest.mark.parametrize(('batch_size', 'shortest'), [(1, 32), (3, 2)])
-def test_a_row_is_scored_as_if_it_were_alone(
-  scorer, model, log_probs, monkeypatch, batch_size, shortest
-):
+def test_a_row_is_scored_as_if_it_were_alone(scorer, log_probs, monkeypatch, batch_size, shortest):
   monkeypatch.setattr(scoring, '_SHORTEST', shortest)
   scores_of = scorer(BLOCK, batch_size).score
 
   @hypothesis.given(st.lists(_rows(), max_size=8))
-  @hypothesis.settings(deadline=None, max_examples=30)
   def check(rows):
     found = dict(scores_of(rows))
     assert sorted(found) == list(range(len(rows)))
     for number, row in enumerate(rows):
-      log_probs_LV = log_probs(model(BLOCK), row.tokens[:-1])
+      log_probs_LV = log_probs(row.tokens[:-1])
       scored = range(row.first, len(row.tokens))
       expected = [log_probs_LV[i - 1, row.tokens[i]] for i in scored]
       np.testing.assert_allclose(found[number].log_probs, expected, atol=1e-5)
@@ -44,66 +44,56 @@ def test_a_row_is_scored_as_if_it_were_alone(
   check()
 
 
-def test_probabilities_of_all_tokens_add_up_to_one(scorer, model):
-  vocab_size = model(BLOCK).config.vocab_size
-  assert model(BLOCK).config.padded_vocab_size > vocab_size
+def test_probabilities_of_all_tokens_sum_to_one(scorer, model):
+  vocab_size = model.config.vocab_size
+  assert model.config.padded_vocab_size > vocab_size
   rows = [scoring.Row(np.array([1, 2, token]), 2) for token in range(vocab_size)]
-  found = dict(scorer(BLOCK).score(rows))
-  assert sum(np.exp(scores.log_probs[0]) for scores in found.values()) == pytest.approx(1, abs=1e-5)
-  assert sum(int(scores.greedy[0]) for scores in found.values()) == 1
+  found = [scores for _, scores in scorer().score(rows)]
+  assert sum(np.exp(scores.log_probs[0]) for scores in found) == pytest.approx(1, abs=1e-5)
+  assert sum(int(scores.greedy[0]) for scores in found) == 1
 
 
-def test_few_programs_serve_all_lengths(model, monkeypatch):
-  monkeypatch.setattr(scoring, '_SHORTEST', 2)
-  compiled = set()
-  jit = jax.jit
+def test_few_programs_serve_all_rows(model, monkeypatch):
+  forward = mock.Mock(wraps=scoring._forward)
+  monkeypatch.setattr(scoring, '_forward', forward)
+  monkeypatch.setattr(scoring, '_SHORTEST', 3)
+  scorer = scoring.Scorer(model, batch_size=2)
+  # Inputs, scored tokens, and both padded to 3, 6 or the block size.
+  for length, scored, inputs, padded in (
+    *((1, 1, 3, 3), (3, 3, 3, 3), (4, 1, 6, 3)),
+    *((6, 6, 6, 6), (7, 2, 8, 3), (8, 8, 8, 8)),
+  ):
+    row = scoring.Row(np.ones(length + 1, int), length + 1 - scored)
+    ((_, scores),) = scorer.score([row])
+    assert len(scores.log_probs) == len(scores.greedy) == scored
+    *_, tokens_BL, scored_BS = forward.call_args.args
+    assert (tokens_BL.shape, scored_BS.shape) == ((2, inputs + 1), (2, padded))
+  assert forward.call_count == 5  # traced
 
-  def recording(function):
-    run = jit(function)
 
-    def call(params, tokens_BL):
-      compiled.add(tokens_BL.shape)
-      found = run(params, tokens_BL)
-      assert all(out.shape == (3, tokens_BL.shape[1] - 1) for out in found)
-      return found
-
-    return call
-
-  monkeypatch.setattr(jax, 'jit', recording)
-  scorer = scoring.Scorer(model(6), batch_size=3)
-  for length, padded in ((1, 2), (2, 2), (3, 4), (4, 4), (5, 6), (6, 6)):
-    compiled.clear()
-    found = dict(scorer.score([scoring.Row(np.ones(length + 1, int), 1)]))
-    assert len(found[0].log_probs) == length
-    assert compiled == {(3, padded + 1)}, 'to a power of two or the block size'
+def test_no_logits_are_computed_for_the_context(model):
+  forward = functools.partial(scoring._forward, gpt.GPT(model.config))
+  tokens_BL, scored_BS = np.zeros((2, BLOCK + 1), np.int32), np.ones((2, 3), np.int32)
+  program = str(jax.make_jaxpr(forward)(model.params, tokens_BL, scored_BS))
+  assert 'f32[2,3,128]' in program and 'f32[2,8,128]' not in program
 
 
 def test_rows_are_taken_as_they_are_needed(scorer):
-  taken = []
-
-  def rows():
-    for i in range(100):
-      taken.append(i)
-      yield scoring.Row(np.array([1, 2, 3]), 1)
-
-  next(scorer(BLOCK, 2).score(rows()))
-  assert len(taken) == 4, 'a batch to fetch, and one that runs meanwhile'
+  numbers = iter(range(100))
+  next(scorer().score(scoring.Row(np.array([1, 2, 3]), 1) for _ in numbers))
+  assert next(numbers) == 4, 'a batch to fetch, and one that runs meanwhile'
 
 
-@pytest.mark.parametrize(('length', 'first'), [(BLOCK + 2, 1), (3, 3), (3, 0), (1, 1)])
-def test_a_row_that_cannot_be_scored_is_refused(scorer, length, first):
-  with pytest.raises(ValueError, match=f'{length} tokens from {first}'):
-    list(scorer(BLOCK).score([scoring.Row(np.ones(length, int), first)]))
+def test_a_row_that_cannot_be_scored_is_refused(scorer):
+  for length, first in ((BLOCK + 2, 1), (3, 3), (3, 0), (1, 1)):
+    with pytest.raises(ValueError, match=f'{length} tokens from {first}'):
+      list(scorer().score([scoring.Row(np.ones(length, int), first)]))
 
 
-def test_a_model_that_diverged_is_told(model):
-  broken = dataclasses.replace(
-    model(BLOCK), params=jax.tree.map(lambda x: x * jnp.nan, model(BLOCK).params)
-  )
-  with pytest.raises(errors.UserError, match='not finite.*earlier checkpoint'):
-    list(scoring.Scorer(broken, batch_size=1).score([scoring.Row(np.array([1, 2]), 1)]))
-
-
-def test_perplexity_of_any_loss_is_a_number():
-  assert scoring.perplexity(0.0) == 1 and scoring.perplexity(np.log(50.0)) == pytest.approx(50)
-  assert scoring.perplexity(1e4) == np.inf
+def test_a_model_that_diverged_or_has_no_tokenizer_is_refused(model):
+  params = jax.tree.map(lambda x: x * jnp.nan, model.params)
+  for changes in ({'params': params}, {'tokenizer': None}):
+    with pytest.raises(errors.UserError) as e:
+      broken = scoring.Scorer(dataclasses.replace(model, **changes), batch_size=2)
+      list(broken.score([scoring.Row(np.array([1, 2]), 1)]))
+    assert e.value.key == 'model'

@@ -1,4 +1,4 @@
-"""Options are checked before anything is computed; problems are named with what is allowed."""
+"""Options are validated before anything is computed; each problem names its argument."""
 
 import math
 
@@ -11,77 +11,75 @@ from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import options, sampling
 
 LETTERS = 'abcdefgh'
-
-
-def _lines(values):
-  with pytest.raises(errors.UserError) as caught:
-    options.make(values)
-  lines = str(caught.value).splitlines()
-  return [line.strip() for line in (lines[1:] if 'must be mended' in lines[0] else lines)]
+CONFIG = config_lib.ModelConfig(vocab_size=8, pad_vocab_to=16)
 
 
 @pytest.mark.parametrize(
-  ('option', 'value', 'allowed'),
+  ('option', 'value'),
   [
-    ('max_new_tokens', 0, 'at least 1 and at most 2147483647'),
-    ('max_new_tokens', 2.5, 'must be int'),
-    ('max_new_tokens', True, 'must be int'),
-    ('min_new_tokens', -1, 'at least 0'),
-    ('temperature', -0.5, 'at least 0 and at most 1e+37'),
-    ('temperature', math.nan, 'finite'),
-    ('temperature', math.inf, 'finite'),
-    ('temperature', 'hot', 'must be float'),
-    ('top_k', -1, 'at least 0'),
-    ('top_k', None, 'must be int'),
-    ('top_p', 0.0, 'above 0 and at most 1'),
-    ('top_p', 1.01, 'above 0 and at most 1'),
-    ('min_p', -0.1, 'at least 0 and at most 1'),
-    ('typical_p', 2.0, 'above 0 and at most 1'),
-    ('repetition_penalty', 0.0, 'at least 0.001 and at most 1000'),
-    ('presence_penalty', 1e9, 'at least -1000.0 and at most 1000.0'),
-    ('frequency_penalty', -1e9, 'at least -1000.0 and at most 1000.0'),
-    ('no_repeat_ngram', -1, 'at least 0'),
-    ('num_beams', 0, 'at least 1'),
-    ('contrastive_alpha', 1.5, 'at least 0 and at most 1'),
-    ('draft_tokens', 0, 'at least 1 and at most 64'),
-    ('seed', -1, 'at least 0 and at most 4294967295'),
-    ('seed', 2**32, 'at least 0 and at most 4294967295'),
+    ('max_new_tokens', 0),
+    ('max_new_tokens', 2.5),
+    ('max_new_tokens', True),
+    ('min_new_tokens', -1),
+    ('temperature', -0.5),
+    ('temperature', math.nan),
+    ('temperature', math.inf),
+    ('temperature', 'hot'),
+    ('top_k', -1),
+    ('top_k', None),
+    ('top_p', 0.0),
+    ('top_p', 1.01),
+    ('min_p', -0.1),
+    ('typical_p', 2.0),
+    ('repetition_penalty', 0.0),
+    ('presence_penalty', 1e9),
+    ('frequency_penalty', -1e9),
+    ('no_repeat_ngram', -1),
+    ('num_beams', 0),
+    ('draft_tokens', 0),
+    ('seed', -1),
+    ('seed', 2**32),
+    ('stop', 'text'),
+    ('stop', ['']),
+    ('stop', [1]),
   ],
 )
-def test_a_bad_value_is_named_with_what_is_allowed(option, value, allowed):
-  (line,) = _lines({option: value})
-  assert line.startswith(f'{option}: ') and str(value) in line and allowed in line
+def test_an_invalid_value_is_refused(option, value):
+  with pytest.raises(errors.UserError) as e:
+    options.make(**{option: value})
+  assert e.value.key == option and str(value) in str(e.value)
 
 
 def test_all_problems_come_at_once_and_unknown_names_get_a_hint():
-  lines = _lines({'seed': -1, 'temprature': 1.0, 'top_p': 7.0})
-  assert [line.partition(':')[0] for line in lines] == ['temprature', 'top_p', 'seed']
-  assert 'did you mean temperature?' in lines[0]
+  with pytest.raises(errors.UserError) as e:
+    options.make(seed=-1, temprature=1.0, top_p=7.0, stop='x')
+  assert {error.key for error in e.value.all} == {'temprature', 'top_p', 'seed', 'stop'}
+  (unknown,) = (error for error in e.value.all if error.key == 'temprature')
+  assert 'temperature' in unknown.fix
 
 
 @pytest.mark.parametrize(
-  ('values', 'words'),
+  ('key', 'values'),
   [
-    ({'min_new_tokens': 9, 'max_new_tokens': 8}, ['min_new_tokens: 9', 'max_new_tokens (8)']),
-    ({'contrastive_alpha': 0.6}, ['top_k: 200', 'from 2 to 64']),
-    ({'contrastive_alpha': 0.6, 'top_k': 4, 'num_beams': 2}, ['contrastive_alpha', 'num_beams']),
-    ({'num_beams': 2, 'top_p': 0.9}, ['top_p', 'num_beams']),
-    ({'num_beams': 2, 'seed': 3}, ['seed', 'num_beams']),
-    ({'contrastive_alpha': 0.6, 'top_k': 4, 'min_p': 0.1}, ['min_p', 'contrastive_alpha']),
+    ('min_new_tokens', {'min_new_tokens': 9, 'max_new_tokens': 8}),
+    ('top_p', {'num_beams': 2, 'top_p': 0.9}),
+    ('seed', {'num_beams': 2, 'seed': 3}),
   ],
 )
-def test_contradictions_are_named(values, words):
-  (line,) = _lines(values)
-  assert all(word in line for word in words)
+def test_contradictions_are_refused(key, values):
+  with pytest.raises(errors.UserError) as e:
+    options.make(**values)
+  assert e.value.key == key
+  options.make(**{**values, key: getattr(config_lib.GenerationConfig(), key)})
 
 
-def test_numbers_of_numpy_are_numbers():
-  made = options.make({'seed': np.uint8(3), 'temperature': np.float32(0.5), 'top_p': np.int32(1)})
-  assert made == config_lib.GenerationConfig(seed=3, temperature=0.5, top_p=1.0)
+def test_numpy_scalars_are_numbers():
+  made = options.make(seed=np.uint8(3), temperature=np.float32(0.5), top_p=np.int32(1))
+  assert made.settings == config_lib.GenerationConfig(seed=3, temperature=0.5, top_p=1.0)
 
 
 def _bias(ban=(), logit_bias=None, tokenizer=None):
-  return options.bias(tokenizer, 8, 16, ban=ban, logit_bias=logit_bias or {})
+  return options.bias(CONFIG, tokenizer, options.make(ban=ban, logit_bias=logit_bias))
 
 
 def test_biases_add_up_and_bans_win():
@@ -94,40 +92,38 @@ def test_biases_add_up_and_bans_win():
 
 
 @pytest.mark.parametrize(
-  ('ban', 'logit_bias', 'words'),
+  ('key', 'ban', 'logit_bias'),
   [
-    (['z'], {}, ['ban', "'z'", 'not in the vocabulary']),
-    (['ab'], {}, ['ban', "'ab'", '2 tokens']),
-    ([8], {}, ['ban', '8', '0 to 7']),
-    ([-1], {}, ['ban', '-1', '0 to 7']),
-    ([], {'a': 'much'}, ['logit_bias', "'much'", 'number']),
-    ([], {'a': math.inf}, ['logit_bias', 'inf', 'number']),
-    ([], {1: math.nan}, ['logit_bias', 'nan', 'number']),
-    (list(range(8)), {}, ['ban', 'no token is left']),
+    ('ban', ['z'], {}),
+    ('ban', ['ab'], {}),
+    ('ban', [8], {}),
+    ('ban', [-1], {}),
+    ('ban', list(range(8)), {}),
+    ('logit_bias', [], {'a': 'much'}),
+    ('logit_bias', [], {'a': math.inf}),
+    ('logit_bias', [], {1: math.nan}),
+    ('logit_bias', [], {'z': 1.0}),
   ],
 )
-def test_a_bad_ban_or_bias_is_named(ban, logit_bias, words):
-  with pytest.raises(errors.UserError) as caught:
+def test_an_invalid_ban_or_bias_is_refused(key, ban, logit_bias):
+  with pytest.raises(errors.UserError) as e:
     _bias(ban, logit_bias, char.CharTokenizer(LETTERS))
-  assert all(word in str(caught.value) for word in words)
+  assert e.value.key == key
 
 
-def test_text_is_no_token_where_there_is_no_tokenizer():
-  with pytest.raises(errors.UserError, match='no tokenizer'):
+def test_text_is_not_a_token_if_there_is_no_tokenizer():
+  with pytest.raises(errors.UserError) as e:
     _bias(['a'])
+  assert e.value.key == 'ban'
 
 
 def test_what_is_off_is_not_in_the_program():
   def made(**values):
-    settings = config_lib.GenerationConfig(**values)
-    return sampling.make(settings, vocab_size=30, end_of_text=None, bias_V=None)
+    return sampling.make(config_lib.GenerationConfig(**values), vocab_size=30)
 
-  plain = made(temperature=0.0, top_k=0)
-  off = [name for name, value in vars(plain).items() if value is None]
-  assert set(off) == {
-    'temperature', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'presence_penalty',
-    'frequency_penalty', 'min_new_tokens', 'bias_V',
-  }  # fmt: skip
-  assert plain.end_of_text == -1 and not plain.counts_tokens
+  plain = made(temperature=0.0)
+  assert not plain.values and not plain.top_k and plain.eos_id == -1 and not plain.counts_tokens
+  assert made(temperature=0.0, top_p=0.5, min_p=0.5, typical_p=0.5).values == {}
+  assert set(made(temperature=2.0).values) == {'temperature'}
   assert made(top_k=30).top_k == made(top_k=31).top_k == 0 and made(top_k=29).top_k == 29
   assert made(presence_penalty=0.1).counts_tokens

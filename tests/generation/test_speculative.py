@@ -1,9 +1,5 @@
-"""A draft model spares time and changes nothing: the text without drawing, its chances with.
+"""A draft model saves time and changes neither greedy text nor the chances of drawn text."""
 
-Compiling is what takes time here, so tests share programs: they have four rows where they may.
-"""
-
-import copy
 import dataclasses
 import functools
 
@@ -14,87 +10,44 @@ import pytest
 
 from gpt_jax import config as config_lib
 from gpt_jax import errors
-from gpt_jax.data.tokenizers import char
-from gpt_jax.generation import engine, sampling, speculative, text
-from gpt_jax.models import gpt
-from tests import random_params
-from tests.generation import sessions
+from gpt_jax.generation import language_model, sampling, speculative
+from gpt_jax.generation import state as state_lib
+from tests.generation import tiny
 
-BLOCK = 13  # neither even nor a power of two
-LETTERS = '\nabcdefghijklmnopqrstuvwxyz.,!'
-VOCAB = len(LETTERS)
-_prompt = functools.partial(sessions.prompt, VOCAB)
+BLOCK, VOCAB, PROMPTS, LETTERS = tiny.BLOCK, tiny.VOCAB, tiny.PROMPTS, tiny.LETTERS
 NEW = 3 * BLOCK
-SCANNED = (('scan_layers', True), ('n_layer', 2))
-# Another shape, a longer context, a vocabulary without padding.
-SMALL = (('n_head', 1), ('n_embd', 8), ('block_size', 20), ('pad_vocab_to', 1))
-SIX = (('vocab_size', 6), ('block_size', 8), ('pad_vocab_to', 8))
+NEAR = functools.partial(tiny.model, noise=0.1)
+# Another architecture, a longer context, a vocabulary without padding.
+SMALL = {'n_head': 1, 'n_embd': 8, 'block_size': 20, 'pad_vocab_to': 1, 'scan_layers': True}
 
 
-@functools.cache
-def _programs(changes):
-  config = config_lib.ModelConfig(
-    n_layer=1, n_head=2, n_embd=16, block_size=BLOCK, vocab_size=VOCAB
-  )
-  return engine.Engine(dataclasses.replace(config, **dict(changes)), None)
+def _samples(draft, prompts=PROMPTS, *, model=None, new=NEW, **options):
+  draft = {} if draft is None else {'draft': draft}
+  return tiny.samples(model or tiny.model(), prompts, new=new, **draft, **options)
 
 
-@functools.cache
-def _engine(changes=(), *, seed=1, noise=0.0):
-  """A tiny model whose every parameter is random and large enough for decided predictions."""
-  made = copy.copy(_programs(changes))
-  made.params = random_params.make(made.config, seed=seed, noise=noise)
-  return made
+def _tokens(*args, **options):
+  return [sample.tokens for sample in _samples(*args, **options)]
 
 
-NEAR = functools.partial(_engine, noise=0.1)
-UNRELATED = functools.partial(_engine, SMALL, seed=2)
+def _share(samples):
+  return sum(s.accepted for s in samples) / sum(len(s.tokens) for s in samples)
 
 
-PROMPTS = [_prompt(1), _prompt(5), _prompt(BLOCK), _prompt(5)]
+# At temperature 0 it is the same text.
 
 
-def _session(prompts, draft, *, model=None, new=NEW, guesses=4, log_probs=False, **options):
-  """With a draft, or without one where it is None."""
-  model = model or _engine()
-  how = _sampling(vocab_size=model.config.vocab_size, **options)
-  settings = {'max_new_tokens': new, 'log_probs': log_probs}
-  if draft is None:
-    return engine.Session(model, prompts, how, **settings)
-  return speculative.Session(model, draft, prompts, how, draft_tokens=guesses, **settings)
-
-
-def _sampling(*, vocab_size=VOCAB, end_of_text=None, bias_V=None, **options):
-  settings = config_lib.GenerationConfig(**{'temperature': 1.0, 'top_k': 0, 'seed': 5, **options})
-  return sampling.make(settings, vocab_size=vocab_size, end_of_text=end_of_text, bias_V=bias_V)
-
-
-def _tokens(*args, count=10**6, **options):
-  return [tokens for tokens, _ in sessions.run(_session(*args, **options), count)]
-
-
-# Without drawing, it is the same text.
-
-
-@pytest.mark.parametrize(
-  ('architecture', 'other', 'guesses'),
-  [((), UNRELATED, 1), (SCANNED, None, 4)],
-  ids=['unrelated', 'itself'],
-)
-def test_greedy_text_is_the_same_whatever_the_draft_guesses(architecture, other, guesses):
-  model = _engine(architecture)
-  plain = _session(PROMPTS, None, model=model, temperature=0.0)
-  expected = [tokens for tokens, _ in sessions.run(plain)]
+def test_greedy_text_is_the_same_whatever_the_draft_proposes():
+  plain = _samples(None, temperature=0.0)
   shares = []
-  for draft, asked in [
-    (other() if other else _engine(architecture, seed=2), guesses),
-    (_engine(architecture, noise=0.1), 4),
-    (model, 4),
-  ]:
-    session = _session(PROMPTS, draft, model=model, guesses=asked, temperature=0.0)
-    assert [tokens for tokens, _ in sessions.run(session)] == expected
-    assert session.slides == plain.slides
-    shares.append(sum(session.guessed) / (len(PROMPTS) * NEW))
+  for draft, draft_tokens in [(tiny.model(**SMALL), 1), (NEAR(), 4), (tiny.model(), 4)]:
+    samples = _samples(draft, temperature=0.0, draft_tokens=draft_tokens)
+    for sample, expected in zip(samples, plain, strict=True):
+      assert dataclasses.replace(sample, log_probs=None) == dataclasses.replace(
+        expected, log_probs=None
+      )
+      np.testing.assert_allclose(sample.log_probs, expected.log_probs, atol=1e-4, rtol=1e-4)
+    shares.append(_share(samples))
   unrelated, near, same = shares
   assert unrelated < 0.2 < near < 0.95 and same == 1
 
@@ -102,128 +55,112 @@ def test_greedy_text_is_the_same_whatever_the_draft_guesses(architecture, other,
 def test_random_ragged_batches_are_decoded_as_without_a_draft():
   rng = np.random.default_rng(3)
   for batch in range(20):
-    prompts = [_prompt(length, seed=batch) for length in rng.integers(1, BLOCK + 1, 4).tolist()]
+    prompts = [tiny.prompt(n, seed=batch) for n in rng.integers(1, BLOCK + 1, 4).tolist()]
     options = {'new': int(rng.integers(1, 2 * BLOCK)), 'temperature': 0.0}
-    expected = _tokens(prompts, None, **options)
-    assert _tokens(prompts, NEAR(), **options) == expected
-    assert _tokens(prompts, UNRELATED(), guesses=1, **options) == expected
+    expected = _tokens(None, prompts, **options)
+    assert _tokens(NEAR(), prompts, **options) == expected
 
 
-def _bias_for(*tokens):
-  bias_V = np.full(128, -np.inf, np.float32)
-  bias_V[list(tokens)] = 0
-  return bias_V
-
-
-@pytest.mark.parametrize(
-  ('allowed', 'end', 'minimum'), [(range(VOCAB), 7, 20), ([3, 4], 9, 1)], ids=str
-)
-def test_processors_see_each_guess_with_what_comes_before_it(allowed, end, minimum):
+@pytest.mark.parametrize('allowed', [range(VOCAB), [3, 4]], ids=str)
+def test_processors_see_each_proposal_with_what_comes_before_it(allowed):
   """In the second case, no token is possible any more once all pairs of two tokens came."""
   options = {
-    'temperature': 1e-30,  # draws, and always the likeliest
+    'temperature': 1e-30,  # draws, and always the most likely
     'repetition_penalty': 1.5,
     'presence_penalty': 2.0,
     'frequency_penalty': 0.7,
     'no_repeat_ngram': 2,
-    'min_new_tokens': minimum,
-    'bias_V': _bias_for(*allowed),
-    'end_of_text': end,
-    'log_probs': True,
+    'min_new_tokens': 20,
+    'ban': [token for token in range(VOCAB) if token not in allowed],
+    'logit_bias': {tiny.END: 3.0},
   }
-  expected = sessions.run(_session(PROMPTS, None, **options))
-  assert min(len(tokens) for tokens, _ in expected) < NEW
-  for draft in (NEAR(), _engine()):
-    session = _session(PROMPTS, draft, **options)
-    rows = sessions.run(session)
-    assert [tokens for tokens, _ in rows] == [tokens for tokens, _ in expected]
-    for (_, log_probs), (_, expected_log_probs) in zip(rows, expected, strict=True):
-      np.testing.assert_allclose(log_probs, expected_log_probs, atol=1e-4, rtol=1e-4)
-  # They hold for the draft too, or it would guess differently.
-  assert session.guessed == [len(tokens) for tokens, _ in expected]
+  model = tiny.model(ends=True)
+  expected = _samples(None, model=model, **options)
+  assert min(len(sample.tokens) for sample in expected) < NEW
+  for draft in (NEAR(ends=True), model):
+    samples = _samples(draft, model=model, **options)
+    for sample, plain in zip(samples, expected, strict=True):
+      assert (sample.tokens, sample.ended) == (plain.tokens, plain.ended)
+      np.testing.assert_allclose(sample.log_probs, plain.log_probs, atol=1e-4, rtol=1e-4)
+  # They hold for the draft too, or it would propose other tokens.
+  assert _share(samples) == 1
 
 
-# What else is in the batch, and how much is asked for at a time, changes nothing.
+# What else is in the batch, and how many tokens come at a time, changes nothing.
 
 
-def test_the_end_of_a_text_may_be_among_the_guesses():
-  for draft in (NEAR(), _engine()):
-    endless = _tokens(PROMPTS, draft, temperature=1.5)
-    lengths = set()
-    for token in range(VOCAB):
-      ends = [row.index(token) + 1 if token in row else NEW for row in endless]
-      result = _tokens(PROMPTS, draft, temperature=1.5, end_of_text=token)
-      assert result == [row[:end] for row, end in zip(endless, ends, strict=True)]
-      lengths.update(ends)
-    assert len(lengths) > 20
+def test_a_proposed_eos_ends_its_text():
+  lengths = set()
+  for seed in range(6):
+    options = {'temperature': 1.5, 'seed': seed}
+    endless = _tokens(NEAR(), **options)
+    samples = _samples(NEAR(ends=True), model=tiny.model(ends=True), **options)
+    for whole, sample in zip(endless, samples, strict=True):
+      ends = tiny.END in whole
+      assert sample.tokens == (whole[: whole.index(tiny.END)] if ends else whole)
+      assert sample.ended == ('eos' if ends else 'length')
+      lengths.add(len(sample.tokens))
+  assert len(lengths) > 5
 
 
-@pytest.mark.parametrize('count', [1, 3, BLOCK])
-def test_a_text_is_the_same_however_many_tokens_come_at_a_time(count):
-  whole = _tokens(PROMPTS, NEAR())
-  assert _tokens(PROMPTS, NEAR(), count=count) == whole
+def test_a_text_is_the_same_however_many_tokens_come_at_a_time(monkeypatch):
+  whole = _tokens(NEAR())
+  monkeypatch.setattr(language_model, '_BATCH_PATIENCE', 0)
+  assert _tokens(NEAR()) == whole
+  options = {'max_new_tokens': NEW, 'top_k': 0, 'temperature': 1.0, 'seed': 5}
+  parts = list(tiny.model().stream(PROMPTS[0], draft=NEAR(), **options))
+  assert ''.join(parts) == ''.join(LETTERS[token] for token in whole[0]) and len(parts) > 1
   for new in (1, BLOCK, 20):
-    fewer = _tokens(PROMPTS, NEAR(), count=count, new=new)
-    assert fewer == [tokens[:new] for tokens in whole]
+    assert _tokens(NEAR(), new=new) == [tokens[:new] for tokens in whole]
 
 
-def test_a_row_depends_on_seed_prompt_and_copy_alone():
-  many = _tokens(PROMPTS, NEAR())
+def test_a_row_depends_on_seed_prompt_and_sample_index_alone():
+  many = _tokens(NEAR())
   assert len(set(map(tuple, many))) == 4
-  for row in (0, 1, 2):
-    assert _tokens(PROMPTS[row : row + 1], NEAR()) == [many[row]]
   order = [2, 1, 0, 3]
-  assert _tokens([PROMPTS[i] for i in order], NEAR()) == [many[i] for i in order]
-  other = _tokens(PROMPTS, NEAR(), seed=6)
+  assert _tokens(NEAR(), [PROMPTS[i] for i in order]) == [many[i] for i in order]
+  assert _tokens(NEAR(), PROMPTS[:1]) == many[:1]
+  other = _tokens(NEAR(), seed=6)
   assert all(a != b for a, b in zip(many, other, strict=True))
 
 
-def test_a_row_that_is_ended_by_hand_stays_as_it_is():
-  whole = _tokens(PROMPTS, NEAR())
-  session = _session(PROMPTS, NEAR())
-  first = session.advance(1)
-  session.end([0])
-  rest = sessions.run(session)
-  assert first[0][0] == whole[0][:1] and rest[0][0] == []
-  for row in (1, 2, 3):
-    assert first[row][0] + rest[row][0] == whole[row]
+def test_a_stop_string_ends_its_text_and_no_other():
+  whole = _samples(NEAR(), temperature=0.0)
+  stop = [whole[0].text[4:6], whole[2].text[7:9]]
+  stopped = _samples(NEAR(), stop=stop, temperature=0.0)
+  assert {sample.ended for sample in stopped} == {'stop', 'length'}
+  for sample, before in zip(stopped, whole, strict=True):
+    places = [before.text.find(s) for s in stop if s in before.text]
+    assert sample.text == before.text[: min(places, default=None)]
 
 
-# With drawing, it is as likely as without a draft.
+# Drawn texts are as likely as without a draft.
 
+SIX = {'letters': LETTERS[:6], 'block_size': 8, 'pad_vocab_to': 8}
 PROMPT = [1, 4, 2]
 
 
 def _chances(options):
   """The probability of each text of 3 tokens, from the model without a cache."""
-  model, how = _engine(SIX), _sampling(vocab_size=6, **options)
-  prompt_BV = jnp.tile(np.isin(np.arange(8), PROMPT), (36, 1)) if how.counts_tokens else None
-
-  @jax.jit
-  def next_token(tokens_BM, produced_B, counts_BV):
-    logits_BLV, _ = gpt.GPT(model.config).apply({'params': model.params}, tokens_BM)
-    logits_BV = logits_BLV[jnp.arange(36), produced_B + len(PROMPT) - 1]
-    counts_BV = counts_BV if how.counts_tokens else None
-    history = sampling.History(
-      tokens_BM, produced_B + len(PROMPT), produced_B, prompt_BV, counts_BV
-    )
-    return jax.nn.softmax(sampling.process(how, logits_BV, history))
-
-  chances: dict[tuple[int, ...], float] = {(): 1.0}
-  for t in range(3):
-    ended = {known: p for known, p in chances.items() if options.get('end_of_text') in known}
-    going = [known for known in chances if known not in ended]  # at most 36
-    tokens_BM, counts_BV = np.zeros((36, 8), np.int32), np.zeros((36, 8), np.int32)
-    for row, known in enumerate(going):
-      tokens_BM[row, : 3 + t] = [*PROMPT, *known]
-      counts_BV[row] = np.bincount(np.array(known, int), minlength=8)
-    p_BV = np.asarray(next_token(tokens_BM, jnp.full(36, t), counts_BV))
-    longer = {
-      (*known, token): chances[known] * float(p_BV[row, token])
-      for row, known in enumerate(going)
-      for token in range(6)
-    }
-    chances = {**ended, **longer}
+  model, chances = tiny.model(**SIX), {(): 1.0}
+  for _ in range(3):
+    longer: dict[tuple[int, ...], float] = {}
+    for known, p in chances.items():
+      if options.get('ends') and tiny.END in known:
+        longer[known] = p
+        continue
+      logits_V = tiny.logits_V(model, [*PROMPT, *known])
+      counts_V = np.bincount(np.array(known, int), minlength=6)
+      if 'frequency_penalty' in options:
+        logits_V = logits_V - np.float32(options['frequency_penalty']) * counts_V
+      logits_V = logits_V / np.float32(options['temperature'])
+      order_V = np.argsort(-logits_V, kind='stable')
+      p_V = np.exp(logits_V - logits_V.max()) * np.isin(range(6), order_V[: options['top_k'] or 6])
+      p_V /= p_V.sum()
+      before_V = np.cumsum(p_V[order_V]) - p_V[order_V]
+      p_V *= np.isin(range(6), order_V[before_V < options.get('top_p', 1.0)])
+      longer |= {(*known, t): p * p_t for t, p_t in enumerate(p_V / p_V.sum())}
+    chances = longer
   return chances
 
 
@@ -245,18 +182,36 @@ def _chi2_p(texts, chances):
 
 
 def _texts(options):
-  """Many texts, and the share of their tokens that the draft guessed."""
-  prompts, draft = [PROMPT] * 20_000, _engine(SIX, noise=0.4)
-  session = _session(prompts, draft, model=_engine(SIX), new=3, guesses=2, **options)
-  texts = [tokens for tokens, _ in sessions.run(session)]
-  return texts, sum(session.guessed) / sum(map(len, texts))
+  """Many texts, straight from the device, and the share of their tokens that the draft proposed."""
+  options, rows_B = dict(options), np.zeros(20_000, np.int32)
+  ends = options.pop('ends', False)
+  model, draft = tiny.model(**SIX), tiny.model(**SIX, noise=0.4)
+  settings = config_lib.GenerationConfig(draft_tokens=2, **options)
+  how = sampling.make(settings, vocab_size=6, eos_id=tiny.END if ends else None)
+  search = speculative.search(model, draft, settings)
+  state = state_lib.prefill(
+    search.models,
+    search.params,
+    np.array([PROMPT], np.int32),
+    np.array([3], np.int32),
+    rows_B,
+    np.arange(len(rows_B), dtype=np.int32),
+    np.uint32(5),
+    size=8 + search.lookahead,
+    log_probs=False,
+    counts=how.counts_tokens,
+  )
+  state = search.advance(search.models, search.params, state, how, 3)
+  new_B3, count_B = np.asarray(state.tokens_BM[:, 3:6]), np.asarray(state.num_generated_B)
+  texts = [tokens_3[:count] for tokens_3, count in zip(new_B3, count_B, strict=True)]
+  return texts, int(state.accepted_B.sum()) / int(count_B.sum())
 
 
 @pytest.mark.parametrize(
   'options',
   [
-    {'temperature': 2.0, 'top_k': 4, 'top_p': 0.95},
-    {'temperature': 2.0, 'frequency_penalty': 3.0, 'repetition_penalty': 1.5, 'end_of_text': 3},
+    {'temperature': 2.0, 'top_k': 4, 'top_p': 0.9},
+    {'temperature': 2.0, 'top_k': 0, 'frequency_penalty': 3.0, 'ends': True},
   ],
   ids=str,
 )
@@ -266,114 +221,77 @@ def test_texts_are_as_likely_as_without_a_draft(options):
   assert 0.2 < share < 0.9  # all or nothing would prove little
 
 
-_JUDGE = speculative.judge
+def _verified(p_V, q_V, proposal_B, *, ids=None):
+  """Of 20,000 rows; with `ids`, the choices are these tokens of 8."""
+  rows, how = 20_000, sampling.make(config_lib.GenerationConfig(top_k=0), vocab_size=8)
+  ids_BC = None if ids is None else jnp.tile(jnp.array(ids), (rows, 1))
+  p, q = (
+    sampling.Choices(jnp.tile(jnp.log(jnp.array(x_V)), (rows, 1)), ids_BC) for x_V in (p_V, q_V)
+  )
+  keys = tuple(jax.random.split(jax.random.key(seed), rows) for seed in (1, 2))
+  vocab_size = len(p_V) if ids is None else 8
+  return map(np.asarray, _verify(how, p, q, proposal_B, keys, vocab_size))
 
 
-def _replaced_from_p(how, p_BV, q_BV, guess_B, keys_B):
-  """As if what p has more than q didn't matter."""
-  _, right_B = _JUDGE(how, p_BV, q_BV, guess_B, keys_B)
-  return jnp.where(right_B, guess_B, sampling.draw(how, p_BV, keys_B)), right_B
+_verify = jax.jit(speculative.verify, static_argnums=5)
 
 
-def test_another_rule_would_be_seen(monkeypatch):
-  monkeypatch.setattr(speculative, 'judge', _replaced_from_p)
-  monkeypatch.setattr(speculative, '_program', speculative._program.__wrapped__)
-  texts, _ = _texts({'temperature': 2.0})
-  assert _chi2_p(texts, _chances({'temperature': 2.0})) < 1e-6
-
-
-def _keys(count):
-  return sampling.token_keys(sampling.row_keys(0, jnp.zeros(count, jnp.int32)), jnp.arange(count))
-
-
-_judge = jax.jit(speculative.judge)
-
-
-def _judged(p_V, q_V, guess_B):
-  """Of 20,000 rows."""
-  p_BV, q_BV = (jnp.tile(jnp.log(jnp.array(x_V)), (20_000, 1)) for x_V in (p_V, q_V))
-  return map(np.asarray, _judge(_sampling(), p_BV, q_BV, guess_B, _keys(20_000)))
-
-
-def test_a_guess_is_taken_as_often_as_the_distributions_have_in_common():
+@pytest.mark.parametrize('ids', [None, [6, 0, 3, 5]], ids=['all', 'kept'])
+def test_proposals_are_accepted_as_often_as_the_distributions_have_in_common(ids):
   p_V, q_V = np.array([0.5, 0.1, 0.4, 0.0]), np.array([0.1, 0.5, 0.3, 0.1])
-  guess_B = np.random.default_rng(0).choice(4, 20_000, p=q_V)
-  token_B, right_B = _judged(p_V, q_V, guess_B)
-  assert abs(right_B.mean() - np.minimum(p_V, q_V).sum()) < 0.015
-  assert _chi2_p(token_B[:, None], {(i,): p for i, p in enumerate(p_V)}) > 0.01
-  assert (token_B == guess_B)[right_B].all()
-  assert set(token_B[~right_B]) == {0, 2}  # which the draft gives too little
+  tokens = np.array(ids or range(4))
+  proposal_B = tokens[np.random.default_rng(0).choice(4, 20_000, p=q_V)]
+  token_B, accepted_B = _verified(p_V, q_V, proposal_B, ids=ids)
+  assert abs(accepted_B.mean() - np.minimum(p_V, q_V).sum()) < 0.015
+  chances = {(int(token),): p for token, p in zip(tokens, p_V, strict=True)}
+  assert _chi2_p(token_B[:, None], chances) > 0.01
+  assert (token_B == proposal_B)[accepted_B].all()
+  assert set(token_B[~accepted_B]) == {tokens[0], tokens[2]}  # which the draft gives too little
 
 
 def test_equal_distributions_accept_and_disjoint_ones_refuse():
-  guess_B = np.arange(20_000) % 3
-  _, right_B = _judged([0.2, 0.5, 0.3, 0.0], [0.2, 0.5, 0.3, 0.0], guess_B)
-  assert right_B.all()
-  token_B, right_B = _judged([0.0, 0.5, 0.0, 0.5], [0.7, 0.0, 0.3, 0.0], guess_B % 2 * 2)
-  assert not right_B.any() and set(token_B) == {1, 3}
+  proposal_B = np.arange(20_000) % 3
+  _, accepted_B = _verified([0.2, 0.5, 0.3, 0.0], [0.2, 0.5, 0.3, 0.0], proposal_B)
+  assert accepted_B.all()
+  token_B, accepted_B = _verified([0.0, 0.5, 0.0, 0.5], [0.7, 0.0, 0.3, 0.0], proposal_B % 2 * 2)
+  assert not accepted_B.any() and set(token_B) == {1, 3}
 
 
-def test_a_guess_that_is_refused_where_nothing_is_left_is_replaced_from_p():
+def test_a_refused_proposal_is_replaced_from_p_if_nothing_is_left():
   p_V = [0.0, 0.0, 0.5, 0.5]
-  token_B, right_B = _judged(p_V, p_V, np.zeros(20_000, int))
-  assert not right_B.any() and set(token_B) == {2, 3}
+  token_B, accepted_B = _verified(p_V, p_V, np.zeros(20_000, int))
+  assert not accepted_B.any() and set(token_B) == {2, 3}
 
 
-# From text to text.
-
-
-def _model(changes=(), *, letters=LETTERS, noise=0.0):
-  if len(letters) != VOCAB:
-    changes = (('vocab_size', len(letters)),)
-  made = _engine(changes, noise=noise)
-  return text.TextModel(made.config, made.params, char.CharTokenizer(letters))
-
-
-def test_generate_and_stream_give_the_text_that_they_give_without_a_draft():
-  model, draft, prompts = _model(), _model(noise=0.1), ['bad', 'j', 'cab', 'bad']
-  options = {'max_new_tokens': 30, 'temperature': 0.0}
-  plain = model.generate(prompts, **options)
-  assert model.generate(prompts, draft=draft, **options) == plain
-  stop = [plain[0].text[4:6], plain[1].text[7:9]]
-  stopped = model.generate(prompts, stop=stop, **options)
-  assert 'stop' in {sample.ended for sample in stopped}
-  assert model.generate(prompts, stop=stop, draft=draft, **options) == stopped
-
-
-def test_a_stream_is_the_text_that_is_generated():
-  model, draft = _model(), _model(noise=0.1)
-  drawn = model.generate('bad', draft=draft, max_new_tokens=30)
-  parts = list(model.stream('bad', draft=draft, max_new_tokens=30))
-  assert ''.join(parts) == drawn[0].text and len(parts) > 1
+# Drafts that fit.
 
 
 def _bare(**changes):
-  return dataclasses.replace(_model(**changes), tokenizer=None)
+  return dataclasses.replace(tiny.model(**changes), tokenizer=None)
 
 
 @pytest.mark.parametrize(
-  ('draft', 'options', 'words'),
+  ('key', 'draft', 'options'),
   [
-    (lambda: _model(letters=LETTERS[::-1]), {}, ['draft model with another vocabulary']),
-    (lambda: _model(letters=LETTERS + '?'), {}, ['draft model with another vocabulary']),
-    (lambda: _bare(), {}, ['draft model with another vocabulary']),
-    (lambda: _model((('block_size', 7),)), {}, ['context of 7', 'model, 13', 'block_size']),
-    (lambda: 'runs/small', {}, ["'runs/small'", 'gpt_jax.load']),
-    (_model, {'num_beams': 2}, ['num_beams']),
-    (_model, {'contrastive_alpha': 0.5, 'top_k': 4}, ['contrastive_alpha']),
-    (_model, {'draft_tokens': 0}, ['draft_tokens: 0 must be']),
+    ('draft', lambda: tiny.model(letters=LETTERS[::-1]), {}),
+    ('draft', lambda: tiny.model(letters=LETTERS + '?'), {}),
+    ('draft', _bare, {}),
+    ('draft', lambda: tiny.model(block_size=7), {}),
+    ('draft', lambda: 'runs/small', {}),
+    ('draft', tiny.model, {'num_beams': 2}),
+    ('draft_tokens', tiny.model, {'draft_tokens': 0}),
   ],
 )
-def test_a_draft_that_does_not_fit_is_refused(draft, options, words):
-  for use in (_model().generate, _model().stream):
-    with pytest.raises(errors.UserError) as caught:
+def test_a_draft_that_does_not_fit_is_refused(key, draft, options):
+  for use in (tiny.model().generate, tiny.model().stream):
+    with pytest.raises(errors.UserError) as e:
       use('bad', draft=draft(), **options)
-    assert all(word in str(caught.value) for word in ['draft', *words])
+    assert e.value.key == key
 
 
 def test_models_without_tokenizers_need_the_same_number_of_tokens():
-  options = {'max_new_tokens': 9, 'temperature': 0.0}
-  plain = _bare().generate(PROMPTS, **options)
-  assert _bare().generate(PROMPTS, draft=_bare(noise=0.1), **options) == plain
-  with pytest.raises(errors.UserError, match='another vocabulary'):
-    _bare().generate(PROMPTS, draft=_bare(letters=LETTERS + '?'), **options)
+  options = {'model': _bare(), 'temperature': 0.0}
+  assert _tokens(_bare(noise=0.1), **options) == _tokens(None, **options)
+  with pytest.raises(errors.UserError) as e:
+    _tokens(_bare(letters=LETTERS + '?'), **options)
+  assert e.value.key == 'draft'

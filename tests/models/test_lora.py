@@ -1,4 +1,4 @@
-"""Adapters add nothing at first, then what their product adds, and can be merged away.
+"""Adapters add nothing at first, then their product, and can be merged away.
 
 Shapes in names: B batch, L length, D inputs, F outputs, R rank, V vocabulary.
 """
@@ -13,21 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import config as config_lib
 from gpt_jax.models import gpt, lora
+from tests import random_params
+from tests.models import tiny
 
-TINY = config_lib.ModelConfig(
-  n_layer=2,
-  n_head=2,
-  n_embd=16,
-  block_size=8,
-  vocab_size=30,
-  pad_vocab_to=1,
-  attention='xla',
-  lora_rank=3,
-  lora_alpha=6.0,
-)
-TOKENS_BL = np.random.default_rng(0).integers(0, 30, (2, 8))
+TINY = tiny.make_config(lora_rank=3, lora_alpha=6.0)
+TOKENS_BL = tiny.make_tokens(2, 8)
 OPTIONS = [
   {},
   {'scan_layers': True, 'remat': True, 'lora_alpha': 1.0},
@@ -36,23 +27,8 @@ OPTIONS = [
 every_option = pytest.mark.parametrize('options', OPTIONS, ids=str)
 
 
-def _by_path(tree):
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
 def _params(config):
-  """Parameters well away from zero, adapters too."""
-  rng = np.random.default_rng(1)
-  return jax.tree.map(
-    lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), gpt.abstract_params(config)
-  )
-
-
-# Most of the time of these tests would go into optimising programs that run once.
-_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+  return random_params.make(config, std=0.3)
 
 
 def _apply(config, params):
@@ -60,7 +36,7 @@ def _apply(config, params):
 
 
 def _logits(config, params):
-  return _jit(functools.partial(_apply, config))(params)
+  return jax.jit(functools.partial(_apply, config))(params)
 
 
 def _without(config):
@@ -83,7 +59,7 @@ def test_a_layer_computes_the_formula_of_the_paper(rank, bias, alpha):
   np.testing.assert_allclose(y_BLF, wanted_BLF, rtol=1e-5, atol=1e-5 * (1 + alpha))
 
 
-def test_a_layer_computes_in_the_type_it_is_told_with_parameters_of_float32():
+def test_a_layer_computes_in_its_type_with_parameters_in_float32():
   layer: Any = lora.Dense(6, dtype='bfloat16', rank=2)
   params = layer.init(jax.random.key(0), jnp.ones((2, 4)))['params']
   assert {leaf.dtype.name for leaf in params.values()} == {'float32'}
@@ -95,7 +71,7 @@ def test_a_layer_computes_in_the_type_it_is_told_with_parameters_of_float32():
 
 
 def test_the_first_product_is_as_large_as_its_input():
-  init = _jit(lora.Dense(7, rank=60).init)
+  init = jax.jit(lora.Dense(7, rank=60).init)
   a_DR = np.asarray(init(jax.random.key(0), np.ones((1, 900)))['params']['lora_a'])
   assert a_DR.std() == pytest.approx(1 / math.sqrt(900), rel=0.02)
   assert np.abs(a_DR).max() > 3.5 * a_DR.std()  # Gaussian, its tails not cut
@@ -104,12 +80,14 @@ def test_the_first_product_is_as_large_as_its_input():
 @every_option
 def test_a_fresh_adapter_changes_no_bit_of_the_logits(options):
   config = dataclasses.replace(TINY, **options)
-  params = _jit(gpt.GPT(config).init)(jax.random.key(0), TOKENS_BL)['params']
+  params = jax.jit(gpt.GPT(config).init)(jax.random.key(0), TOKENS_BL)['params']
   adapters, base = lora.split(params)
-  for path, leaf in _by_path(adapters).items():
+  for path, leaf in tiny.by_path(adapters).items():
     assert bool((leaf == 0).all()) == path.endswith('lora_b'), path
   # Each has numbers of its own; with scanned layers, in each layer.
-  firsts = [leaf[..., 0, 0].ravel() for path, leaf in _by_path(adapters).items() if path[-1] == 'a']
+  firsts = [
+    leaf[..., 0, 0].ravel() for path, leaf in tiny.by_path(adapters).items() if path[-1] == 'a'
+  ]
   assert len(np.unique(np.concatenate(firsts))) == 4 * TINY.n_layer
   np.testing.assert_array_equal(_logits(config, params), _logits(_without(config), base))
 
@@ -128,30 +106,12 @@ def test_merged_parameters_compute_the_same_in_the_tree_without_adapters(options
   base = lora.split(params)[1]
   assert np.abs(_logits(_without(config), base) - logits_BLV).max() > 0.1
   jax.tree.map(np.testing.assert_array_equal, params, kept)
-  unchanged = [p for p, leaf in _by_path(merged).items() if np.array_equal(leaf, _by_path(base)[p])]
-  assert {path for path in _by_path(base) if path not in unchanged} == {
-    path for path in _by_path(base) if path.endswith('kernel')
+  unchanged = [
+    p for p, leaf in tiny.by_path(merged).items() if np.array_equal(leaf, tiny.by_path(base)[p])
+  ]
+  assert {path for path in tiny.by_path(base) if path not in unchanged} == {
+    path for path in tiny.by_path(base) if path.endswith('kernel')
   }
-
-
-def _stacked(params):
-  """The tree of unscanned layers as that of scanned ones."""
-  layers = [params[f'h_{i}'] for i in range(TINY.n_layer)]
-  others = {name: value for name, value in params.items() if not name.startswith('h_')}
-  return {**others, 'h': jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
-
-
-def test_scanned_layers_have_the_adapters_of_the_others_and_merge_alike():
-  params, scanned = _params(TINY), dataclasses.replace(TINY, scan_layers=True)
-  np.testing.assert_allclose(
-    _logits(scanned, _stacked(params)), _logits(TINY, params), rtol=1e-5, atol=1e-5
-  )
-  for a, b in zip(
-    jax.tree.leaves(lora.merge(scanned, _stacked(params))),
-    jax.tree.leaves(_stacked(lora.merge(TINY, params))),
-    strict=True,
-  ):
-    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize('options', OPTIONS[:2], ids=str)
@@ -168,7 +128,9 @@ def test_the_gradient_is_that_of_the_merged_model(options):
   def merged_form(adapters):
     return loss(_without(config), lora.merge(config, lora.join(adapters, base)))
 
-  gradients, wanted = (_by_path(_jit(jax.grad(f))(adapters)) for f in (product_form, merged_form))
+  gradients, wanted = (
+    tiny.by_path(jax.jit(jax.grad(f))(adapters)) for f in (product_form, merged_form)
+  )
   assert len(gradients) == 2 * 4 * (1 if config.scan_layers else TINY.n_layer)
   for path, gradient in gradients.items():
     assert np.abs(gradient).max() > 1e-4, path
@@ -176,7 +138,7 @@ def test_the_gradient_is_that_of_the_merged_model(options):
 
 
 def test_each_linear_layer_of_each_block_has_an_adapter_and_nothing_else():
-  adapters, base = (_by_path(tree) for tree in lora.split(gpt.abstract_params(TINY)))
+  adapters, base = (tiny.by_path(tree) for tree in lora.split(gpt.abstract_params(TINY)))
   sizes = {'attn/c_attn': (16, 48), 'attn/c_proj': (16, 16), 'mlp/c_fc': (16, 64)}
   sizes['mlp/c_proj'] = (64, 16)
   assert {path: leaf.shape for path, leaf in adapters.items()} == {
@@ -185,24 +147,17 @@ def test_each_linear_layer_of_each_block_has_an_adapter_and_nothing_else():
     for name, (inputs, outputs) in sizes.items()
     for matrix, shape in {'lora_a': (inputs, 3), 'lora_b': (3, outputs)}.items()
   }
-  assert set(base) == set(_by_path(gpt.abstract_params(_without(TINY))))
+  assert set(base) == set(tiny.by_path(gpt.abstract_params(_without(TINY))))
 
 
 @every_option
-def test_what_is_split_is_joined_again(options):
+def test_what_is_split_is_joined_again_and_only_adapters_are_trained(options):
   params = _params(dataclasses.replace(TINY, **options))
+  adapters, base = lora.split(params)
   for parts in (lora.split(params), lora.split_trained(params)):
-    assert sum(len(jax.tree.leaves(part)) for part in parts) == len(jax.tree.leaves(params))
+    jax.tree.map(np.testing.assert_array_equal, parts, (adapters, base))
     for joined in (lora.join(*parts), lora.join(*parts[::-1])):
       jax.tree.map(np.testing.assert_array_equal, joined, params)
-
-
-def test_adapters_alone_are_trained_and_without_them_everything():
-  params = _params(TINY)
-  adapters, base = lora.split(params)
-  for wanted, parts in [
-    ((adapters, base), lora.split_trained(params)),
-    ((base, {}), lora.split_trained(base)),
-    (({}, base), lora.split(base)),
-  ]:
-    jax.tree.map(np.testing.assert_array_equal, parts, wanted)
+  jax.tree.map(np.testing.assert_array_equal, lora.split(base), ({}, base))
+  # Without adapters everything is trained.
+  jax.tree.map(np.testing.assert_array_equal, lora.split_trained(base), (base, {}))

@@ -1,20 +1,21 @@
-"""Documents packed into a row give what each gives alone, and none sees another or the padding.
+"""Documents packed into a row give what each gives alone, and none attends to another or padding.
 
 Shapes in names: B batch, L length, J length again (of the inputs), D width, V vocabulary.
 """
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_jax import config as config_lib
 from gpt_jax.models import attention, gpt
+from tests.models import tiny
 
-BLOCK, VOCAB = 12, 30
+BLOCK, VOCAB = 12, tiny.VOCAB
 # Three documents and padding, the shortest document, one document, many, and nothing at all.
 SEGMENTS_BL = np.array(
   [
@@ -27,46 +28,15 @@ SEGMENTS_BL = np.array(
   np.int32,
 )
 WAYS = [{}, {'remat': True}, {'remat': True, 'scan_layers': True}]
-
-# Half of the time of these tests would go into optimising programs that run a few times.
-_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
-
-
-def _config(**changes):
-  tiny = {'n_layer': 2, 'n_head': 2, 'n_embd': 16, 'block_size': BLOCK, 'vocab_size': VOCAB}
-  return config_lib.ModelConfig(**{**tiny, 'pad_vocab_to': 1, **changes})
-
-
-def _params(config):
-  """Random parameters, none of them 0 or 1 as some are initially, which would hide mistakes.
-
-  Those of scanned layers are the unrolled ones', stacked.
-  """
-  rng = np.random.default_rng(1)
-
-  def one(path, leaf):
-    mean, std = {'scale': (1, 0.2), 'bias': (0, 0.2)}.get(path[-1].key, (0, 0.3))
-    return rng.normal(mean, std, leaf.shape).astype(leaf.dtype)
-
-  unrolled = gpt.abstract_params(_config(tie_embeddings=config.tie_embeddings))
-  params = jax.tree_util.tree_map_with_path(one, unrolled)
-  return _stack(params) if config.scan_layers else params
-
-
-def _stack(params):
-  layers = [params[f'h_{i}'] for i in range(2)]
-  rest = {name: leaf for name, leaf in params.items() if not name.startswith('h_')}
-  return {**rest, 'h': jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
-
-
-def _tokens(*shape):
-  return np.random.default_rng(2).integers(0, VOCAB, shape).astype(np.int32)
+_config = functools.partial(tiny.make_config, block_size=BLOCK)
+_params = functools.partial(tiny.make_params, block_size=BLOCK)
 
 
 @functools.cache
 def _jitted(**changes):
-  config = _config(**changes)
-  return functools.partial(_jit(gpt.GPT(config).apply), {'params': _params(config)})
+  return functools.partial(
+    jax.jit(gpt.GPT(_config(**changes)).apply), {'params': _params(**changes)}
+  )
 
 
 def _logits(tokens_BL, segments_BL=None, **changes):
@@ -74,7 +44,7 @@ def _logits(tokens_BL, segments_BL=None, **changes):
 
 
 def _documents(segments_BL):
-  """(row, first position, one past the last) of each document, by plain search."""
+  """Returns (row, first position, one past the last) of each document, by plain search."""
   return [
     (b, int(places[0]), int(places[-1]) + 1)
     for b, segments_L in enumerate(segments_BL)
@@ -84,7 +54,7 @@ def _documents(segments_BL):
 
 
 def _alone(tokens_BL, segments_BL):
-  """Each document in a row of its own; what follows it there no position of it sees."""
+  """Returns each document in a row of its own, with zeros behind it."""
   rows_RL = np.zeros((segments_BL.size, BLOCK), np.int32)
   for row_L, (b, first, stop) in zip(rows_RL, _documents(segments_BL), strict=False):
     row_L[: stop - first] = tokens_BL[b, first:stop]
@@ -94,7 +64,7 @@ def _alone(tokens_BL, segments_BL):
 def _assert_as_alone(tokens_BL, segments_BL, *, atol, **changes):
   packed_BLV = _logits(tokens_BL, segments_BL, **changes)
   assert np.isfinite(packed_BLV).all()
-  # Without segments, remat and scanning change nothing: see test_gpt.
+  # Without segments, remat and scanning change nothing: see test_options.
   alone_RLV = _logits(_alone(tokens_BL, segments_BL))
   for alone_LV, (b, first, stop) in zip(alone_RLV, _documents(segments_BL), strict=False):
     np.testing.assert_allclose(
@@ -105,7 +75,7 @@ def _assert_as_alone(tokens_BL, segments_BL, *, atol, **changes):
 @pytest.mark.parametrize('changes', WAYS, ids=str)
 def test_a_packed_document_has_the_logits_it_has_alone(changes):
   # Only the order of the sums over positions differs, in numbers of up to 10.
-  _assert_as_alone(_tokens(5, BLOCK), SEGMENTS_BL, atol=1e-5, **changes)
+  _assert_as_alone(tiny.make_tokens(5, BLOCK), SEGMENTS_BL, atol=1e-5, **changes)
 
 
 @st.composite
@@ -121,27 +91,26 @@ def _packed(draw):
   return np.reshape(np.int32(draw(tokens)), (2, BLOCK)), segments_BL
 
 
-@settings(deadline=None, max_examples=30)
 @given(_packed())
 def test_documents_of_any_lengths_have_the_logits_they_have_alone(packed):
   _assert_as_alone(*packed, atol=1e-5)
 
 
 def test_packed_documents_in_bfloat16_are_as_near_to_themselves_alone_as_it_allows():
-  tokens_BL = _tokens(5, BLOCK)
+  tokens_BL = tiny.make_tokens(5, BLOCK)
   exact_BLV = _logits(tokens_BL, SEGMENTS_BL)
   rounded_BLV = _logits(tokens_BL, SEGMENTS_BL, dtype='bfloat16')
   assert rounded_BLV.dtype == np.float32 and np.isfinite(rounded_BLV).all()
-  # Some 20 roundings of 0.2 %, one after the other: see test_gpt.
+  # Some 20 roundings of 0.2 %, one after the other: see test_options.
   assert np.sqrt(((rounded_BLV - exact_BLV) ** 2).mean()) / exact_BLV.std() < 0.02
 
 
 @pytest.mark.parametrize('changes', WAYS[::2], ids=str)
 def test_no_gradient_crosses_from_one_document_to_another(changes):
   # Every position has a token of its own, so row j of wte enters at position j and nowhere else;
-  # the output layer is another table.
+  # the output layer has a table of its own.
   config = _config(tie_embeddings=False, **changes)
-  params, segments_L = _params(config), SEGMENTS_BL[0]
+  params, segments_L = _params(tie_embeddings=False, **changes), SEGMENTS_BL[0]
 
   def logits_LV(wte_VD):
     tokens_L = np.arange(BLOCK, dtype=np.int32)
@@ -152,7 +121,7 @@ def test_no_gradient_crosses_from_one_document_to_another(changes):
     )
     return logits_BLV[0]
 
-  gradients_LVJD = np.asarray(_jit(jax.jacrev(logits_LV))(params['wte']['embedding']))
+  gradients_LVJD = np.asarray(jax.jit(jax.jacrev(logits_LV))(params['wte']['embedding']))
   assert np.isfinite(gradients_LVJD).all()
   size_LJ = np.abs(gradients_LVJD).max(axis=(1, 3))[:, :BLOCK]
   own_LJ = np.tril(segments_L[:, None] == segments_L)
@@ -162,14 +131,15 @@ def test_no_gradient_crosses_from_one_document_to_another(changes):
 
 def test_each_document_counts_its_positions_from_0():
   # Row p of wpe has a gradient where a document is longer than p, and nowhere else.
-  config = _config()
-  params = _params(config)
+  config, params = _config(), _params()
 
   def logit(wpe_LD, segments_BL):
     variables = {'params': {**params, 'wpe': {'embedding': wpe_LD}}}
-    return gpt.GPT(config).apply(variables, _tokens(1, BLOCK), segments_BL=segments_BL)[0][0, 9, 0]
+    return gpt.GPT(config).apply(variables, tiny.make_tokens(1, BLOCK), segments_BL=segments_BL)[0][
+      0, 9, 0
+    ]
 
-  gradient = _jit(jax.grad(logit))
+  gradient = jax.jit(jax.grad(logit))
   for segments_L, first in [(SEGMENTS_BL[0], 8), (SEGMENTS_BL[1], 1), (SEGMENTS_BL[3], 9)]:
     gradients_LD = gradient(params['wpe']['embedding'], segments_L[None])
     used = np.asarray(gradients_LD != 0).any(axis=1)
@@ -177,26 +147,26 @@ def test_each_document_counts_its_positions_from_0():
 
 
 def _gradients(tokens_BL, segments_BL, weights_BLV, **changes):
-  """Those of the weighted sum of the logits."""
+  """Returns the gradients of the weighted sum of the logits."""
   config = _config(**changes)
 
   def total(params):
     logits_BLV, _ = gpt.GPT(config).apply({'params': params}, tokens_BL, segments_BL=segments_BL)
     return (logits_BLV * weights_BLV).sum()
 
-  return jax.device_get(_jit(jax.grad(total))(_params(config)))
+  return jax.device_get(jax.jit(jax.grad(total))(_params(**changes)))
 
 
 @functools.cache
 def _weights():
-  """Random weights of the logits of `_tokens(5, BLOCK)`, none for those of padding."""
+  """Random weights of the logits of `tiny.make_tokens(5, BLOCK)`, none for those of padding."""
   weights_BLV = np.random.default_rng(3).normal(size=(5, BLOCK, VOCAB)).astype(np.float32)
   return np.where(SEGMENTS_BL[..., None] == 0, 0, weights_BLV)
 
 
 @functools.cache
 def _gradients_alone():
-  alone_RL, weights_BLV = _alone(_tokens(5, BLOCK), SEGMENTS_BL), _weights()
+  alone_RL, weights_BLV = _alone(tiny.make_tokens(5, BLOCK), SEGMENTS_BL), _weights()
   weights_RLV = np.zeros((*alone_RL.shape, VOCAB), np.float32)
   for weights_LV, (b, first, stop) in zip(weights_RLV, _documents(SEGMENTS_BL), strict=False):
     weights_LV[: stop - first] = weights_BLV[b, first:stop]
@@ -205,20 +175,16 @@ def _gradients_alone():
 
 @pytest.mark.parametrize('changes', WAYS, ids=str)
 def test_gradients_of_packed_documents_are_the_sum_of_those_alone(changes):
-  packed = _gradients(_tokens(5, BLOCK), SEGMENTS_BL, _weights(), **changes)
+  packed: Any = _gradients(tiny.make_tokens(5, BLOCK), SEGMENTS_BL, _weights(), **changes)
   alone = _gradients_alone()
   if 'scan_layers' in changes:
-    alone = _stack(alone)
-  for (path, leaf), other in zip(
-    jax.tree_util.tree_leaves_with_path(packed), jax.tree.leaves(alone), strict=True
-  ):
-    # The same sums in another order, of terms as large as the largest entries.
-    atol = 1e-5 * float(np.abs(other).max())
-    np.testing.assert_allclose(leaf, other, rtol=0, atol=atol, err_msg=str(path))
+    alone = tiny.stack(alone)
+  # The same sums in another order, of terms as large as the largest entries.
+  tiny.assert_close(packed, alone, rtol=1e-5)
 
 
-def test_what_the_padding_holds_changes_nothing_else():
-  tokens_BL, padding_BL = _tokens(5, BLOCK), SEGMENTS_BL == 0
+def test_the_content_of_padding_changes_nothing_else():
+  tokens_BL, padding_BL = tiny.make_tokens(5, BLOCK), SEGMENTS_BL == 0
   changed_BL = np.where(padding_BL, (tokens_BL + 1) % VOCAB, tokens_BL)
   logits_BLV, changed_BLV = (_logits(t, SEGMENTS_BL) for t in (tokens_BL, changed_BL))
   np.testing.assert_array_equal(changed_BLV[~padding_BL], logits_BLV[~padding_BL])
@@ -227,26 +193,25 @@ def test_what_the_padding_holds_changes_nothing_else():
 
 def test_padding_makes_no_gradient_nan():
   weights_BLV = np.ones((5, BLOCK, VOCAB), np.float32)
-  gradients = _gradients(_tokens(5, BLOCK), SEGMENTS_BL, weights_BLV)
+  gradients = _gradients(tiny.make_tokens(5, BLOCK), SEGMENTS_BL, weights_BLV)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-def test_a_row_of_one_document_is_as_if_not_packed():
-  tokens_BL = _tokens(3, BLOCK)
+def test_a_row_of_one_document_is_like_one_not_packed():
+  tokens_BL = tiny.make_tokens(3, BLOCK)
   one_BL = np.ones((3, BLOCK), np.int32)
   np.testing.assert_allclose(_logits(tokens_BL, one_BL), _logits(tokens_BL), rtol=0, atol=1e-5)
 
 
-def test_what_number_a_document_has_does_not_matter():
-  tokens_BL = _tokens(5, BLOCK)
+def test_the_number_of_a_document_does_not_matter():
+  tokens_BL = tiny.make_tokens(5, BLOCK)
   others_BL = np.where(SEGMENTS_BL == 0, 0, 7 * SEGMENTS_BL + 100)
   np.testing.assert_array_equal(_logits(tokens_BL, others_BL), _logits(tokens_BL, SEGMENTS_BL))
 
 
 def test_neither_a_cache_nor_cudnn_goes_with_packed_rows():
-  config = _config()
-  variables = {'params': _params(config)}
-  packed = {'tokens_BL': _tokens(5, BLOCK), 'segments_BL': SEGMENTS_BL}
+  config, variables = _config(), {'params': _params()}
+  packed: Any = {'tokens_BL': tiny.make_tokens(5, BLOCK), 'segments_BL': SEGMENTS_BL}
   with pytest.raises(ValueError, match='cache'):
     gpt.GPT(config).apply(variables, **packed, cache=attention.empty_cache(config, 5, BLOCK))
   with pytest.raises(ValueError, match='cudnn'):

@@ -1,21 +1,45 @@
 """What the tests of runs share."""
 
 import collections.abc
+import dataclasses
+import functools
+import pathlib
 
 import jax
 import pytest
 
+from gpt_jax import config as config_lib
+from gpt_jax.training import plot
+from gpt_jax.training import program as program_lib
+
+_build, _compile = program_lib.build, program_lib.Program.compile
+
+
+@functools.cache
+def _compiled(config: config_lib.Config, mesh: jax.sharding.Mesh) -> program_lib.Program:
+  return _compile(_build(config, mesh))
+
 
 @pytest.fixture(scope='module')
-def compile_once(tmp_path_factory: pytest.TempPathFactory) -> collections.abc.Iterator[None]:
-  """For modules in which nearly all runs are of one program: it is compiled once."""
-  options = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-  }
-  before = {name: getattr(jax.config, name) for name in options}
-  for name, value in options.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
+def quick_runs() -> collections.abc.Iterator[None]:
+  """Compiles equal programs once, and writes a stub instead of each plot."""
+
+  def share(config: config_lib.Config, mesh: jax.sharding.Mesh) -> program_lib.Program:
+    assert config.optimizer.schedule == 'constant', 'other programs depend on the steps'
+    train = config_lib.TrainConfig(
+      batch_size=config.train.batch_size,
+      gradient_accumulation=config.train.gradient_accumulation,
+      seed=config.train.seed,
+    )
+    data = config_lib.DataConfig(chunks='packed' if config.data.chunks == 'packed' else 'windows')
+    what_counts = dataclasses.replace(config, train=train, data=data, init_from='')
+    return dataclasses.replace(_compiled(what_counts, mesh), config=config)
+
+  def draw(lines: object, path: pathlib.Path, *, title: str) -> None:
+    path.write_bytes(title.encode())
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(program_lib, 'build', share)
+    patch.setattr(program_lib.Program, 'compile', lambda program: program)
+    patch.setattr(plot, 'draw', draw)
+    yield

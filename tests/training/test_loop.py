@@ -1,383 +1,370 @@
-"""Runs as a whole: what they leave behind, and that stopping them changes nothing."""
+"""Runs as a whole: what they leave behind, and that interrupting them changes nothing."""
 
-import collections.abc
+import dataclasses
+import itertools
 import json
-import os
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-import gpt_jax
-from gpt_jax import config as config_lib
-from gpt_jax import errors, loading, stopping, validation
-from gpt_jax.training import checkpoints, console, feed, loop, metrics, program, workdir
+from gpt_jax import atomic, errors, json_files, shutdown
+from gpt_jax.data import loader
+from gpt_jax.models import gpt
+from gpt_jax.parallel import mesh as mesh_lib
+from gpt_jax.training import loop, metrics, plot, report
+from gpt_jax.training import program as program_lib
+from gpt_jax.training import run as run_lib
+from gpt_jax.weights import run_dir, saved_model
+from tests.training import runs
 
-REPOSITORY = pathlib.Path(__file__).parents[2]
-STEPS = 12
-
-
-pytestmark = pytest.mark.usefixtures('compile_once')
-
-
-@pytest.fixture(scope='module')
-def text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """A text whose characters depend on each other, so that there is something to learn."""
-  path = tmp_path_factory.mktemp('text') / 'sea.txt'
-  path.write_text('the sea, the sea and the sand; a wave and then a wave. ' * 60)
-  return path
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures('quick_runs')
 
 
 @pytest.fixture(scope='module')
-def config(text: pathlib.Path) -> config_lib.Config:
-  return config_lib.Config(
-    model=config_lib.ModelConfig(
-      n_layer=1, n_head=2, n_embd=16, block_size=8, dropout=0.1, pad_vocab_to=8
-    ),
-    data=config_lib.DataConfig(
-      source=f'text:{text}', tokenizer='char', cache_dir=str(text.parent / 'cache')
-    ),
-    train=config_lib.TrainConfig(
-      steps=STEPS,
-      batch_size=16,
-      gradient_accumulation=2,
-      log_every=1,
-      eval_every=4,
-      eval_batches=2,
-      checkpoint_every=5,
-      keep_checkpoints=2,
-    ),
-    optimizer=config_lib.OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
-  )
+def config(tmp_path_factory):
+  return runs.make_config(tmp_path_factory.mktemp('text'))
 
 
 @pytest.fixture(scope='module')
-def unbroken(
-  config: config_lib.Config, tmp_path_factory: pytest.TempPathFactory
-) -> workdir.Workdir:
+def unbroken(config, tmp_path_factory):
   """A run from start to end in one go."""
-  directory = workdir.Workdir(tmp_path_factory.mktemp('unbroken') / 'run')
-  loop.train(config, directory)
-  return directory
+  return runs.run(config, tmp_path_factory.mktemp('unbroken') / 'run')
 
 
-def changed(config: config_lib.Config) -> config_lib.Config:
-  """A copy of `config` that a test may change."""
-  return validation.from_dict(config_lib.to_dict(config))
+def _terminate():
+  signal.raise_signal(signal.SIGTERM)
 
 
-def final_state(config: config_lib.Config, directory: workdir.Workdir) -> dict[str, np.ndarray]:
-  """Every array of the last checkpoint, by path."""
-  abstract = program.build(directory.read_config()).state
-  with checkpoints.Checkpoints(directory.checkpoints, keep=2, read_only=True) as saved:
-    assert saved.steps()[-1] == config.train.steps
-    state = saved.restore(config.train.steps, abstract)
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+def _fail(*_, **__):
+  raise AssertionError('must not be reached')
 
 
-def lines(directory: workdir.Workdir) -> list[dict[str, float]]:
-  """The metrics without what depends on the clock."""
-  clocks = ('time', 'perf/tokens_per_second')
-  return [
-    {key: value for key, value in line.items() if key not in clocks}
-    for line in metrics.read(directory.metrics)
-  ]
+def _stop(patch, where, number=signal.SIGTERM):
+  """Sends a signal after a step, or at the beginning or end of its evaluation."""
+  kind, step = where
+  if kind == 'step':
+    runs.at_step(patch, step, lambda: signal.raise_signal(number))
+    return
+  original = loop.Loop._evaluate
+
+  def evaluate(self, state, current):
+    if (kind, current) == ('evaluation', step):
+      signal.raise_signal(number)
+    result = original(self, state, current)
+    if (kind, current) == ('evaluated', step):
+      signal.raise_signal(number)
+    return result
+
+  patch.setattr(loop.Loop, '_evaluate', evaluate)
 
 
-def assert_same_run(config: config_lib.Config, a: workdir.Workdir, b: workdir.Workdir) -> None:
-  states = final_state(config, a), final_state(config, b)
-  assert states[0].keys() == states[1].keys()
-  for path, value in states[0].items():
-    np.testing.assert_array_equal(value, states[1][path], err_msg=path)
-  assert lines(a) == lines(b)
+def _replace(patch, name, change):
+  """Replaces a function of the program of later runs by what `change` returns for it."""
+  build = program_lib.build
+
+  def changed(*args):
+    program = build(*args)
+    return dataclasses.replace(program, **{name: change(getattr(program, name))})
+
+  patch.setattr(program_lib, 'build', changed)
 
 
-def files(directory: workdir.Workdir) -> dict[pathlib.Path, bytes]:
-  return {path: path.read_bytes() for path in directory.path.rglob('*') if path.is_file()}
-
-
-def at_step(
-  monkeypatch: pytest.MonkeyPatch, step: int, action: collections.abc.Callable[[], None]
-) -> None:
-  """Calls `action` when the loop has read the metrics of `step`."""
-  original = console.Console.step
-
-  def spy(self: console.Console, current: int, loss: float) -> None:
-    original(self, current, loss)
-    if current == step:
-      action()
-
-  monkeypatch.setattr(console.Console, 'step', spy)
-
-
-def test_a_run_leaves_what_the_contract_says(unbroken: workdir.Workdir) -> None:
-  assert {path.name for path in unbroken.path.iterdir()} == {
-    'config.json',
-    'tokenizer.json',
-    'text.json',
-    'metrics.jsonl',
-    'checkpoints',
-    'loss.png',
-  }
-  written = metrics.read(unbroken.metrics)
+def test_a_run_leaves_what_the_contract_says(unbroken):
+  names = ['config.json', 'tokenizer.json', 'text.json', 'metrics.jsonl', 'checkpoints', 'loss.png']
+  assert sorted(path.name for path in unbroken.iterdir()) == sorted(names)
+  written = metrics.read(unbroken / 'metrics.jsonl')
   train = [line for line in written if 'train/loss' in line]
-  assert [line['step'] for line in train] == list(range(1, STEPS + 1))
+  assert [line['step'] for line in train] == list(range(1, runs.STEPS + 1))
   keys = {'train/grad_norm', 'train/learning_rate', 'perf/tokens_per_second', 'time'}
   assert all(line.keys() >= keys for line in train)
   val = [line for line in written if 'val/loss' in line]
-  assert [line['step'] for line in val] == [0, 4, 8, 12]
-  assert val[-1]['val/loss'] < val[0]['val/loss'] - 0.2, 'nothing was learnt'
+  assert [line['step'] for line in val] == [0, 3, 6]
+  assert val[-1]['val/loss'] < val[0]['val/loss'] - 0.2, 'nothing was learned'
   assert val[0]['val/perplexity'] == pytest.approx(np.exp(val[0]['val/loss']))
-  assert unbroken.plot.read_bytes().startswith(b'\x89PNG')
-  kept = {int(path.name) for path in unbroken.checkpoints.iterdir() if path.name.isdigit()}
-  best = min(val[1:], key=lambda line: line['val/loss'])['step']
-  assert kept == {10, 12, best}
 
 
-@pytest.mark.parametrize('step', [3, 5])
+@pytest.mark.parametrize(
+  'where', [('step', 1), ('evaluated', 3), ('evaluation', 0), ('evaluation', 6)]
+)
 def test_a_stopped_and_resumed_run_is_the_unbroken_run_bit_for_bit(
-  step: int,
-  config: config_lib.Config,
-  unbroken: workdir.Workdir,
-  tmp_path: pathlib.Path,
-  monkeypatch: pytest.MonkeyPatch,
-) -> None:
-  directory = workdir.Workdir(tmp_path / 'run')
-  number = signal.SIGTERM if step == 3 else signal.SIGINT
-  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  where, config, unbroken, tmp_path, monkeypatch
+):
+  number = signal.SIGTERM if where[1] % 2 else signal.SIGINT
+  handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   with monkeypatch.context() as patch:
-    at_step(patch, step, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(errors.Stopped, match='stopped at step'):
-      loop.train(config, directory)
-  after = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-  assert after == before, 'the handlers were not put back'
-  loop.train(config, directory)
-  assert_same_run(config, directory, unbroken)
+    _stop(patch, where, number)
+    with pytest.raises(errors.Stopped):
+      runs.run(config, tmp_path / 'run')
+  assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+  # A step is read after the next one was taken.
+  assert run_lib.Run(tmp_path / 'run').step == where[1] + (where[0] == 'step')
+  if where[0] == 'evaluation':
+    assert where[1] not in runs.val_losses(tmp_path / 'run'), 'it was evaluated to the end'
+  runs.assert_same(runs.run(config, tmp_path / 'run'), unbroken)
+  models = [saved_model.open_model(path) for path in (tmp_path / 'run', unbroken)]
+  assert models[0].step == models[1].step == runs.STEPS, 'the best is another'
 
 
-def test_a_crashed_run_goes_on_from_its_last_checkpoint_bit_for_bit(
-  config: config_lib.Config,
-  unbroken: workdir.Workdir,
-  tmp_path: pathlib.Path,
-  monkeypatch: pytest.MonkeyPatch,
-) -> None:
-  directory = workdir.Workdir(tmp_path / 'run')
-
-  def crash() -> None:
+def test_a_crashed_run_resumes_from_its_last_checkpoint_bit_for_bit(
+  config, unbroken, tmp_path, monkeypatch
+):
+  def crash():
     raise RuntimeError('power cut')
 
   with monkeypatch.context() as patch:
-    at_step(patch, 7, crash)
+    runs.at_step(patch, 6, crash)
     with pytest.raises(RuntimeError, match='power cut'):
-      loop.train(config, directory)
-  with directory.metrics.open('a') as file:
+      runs.run(config, tmp_path / 'run')
+  with (tmp_path / 'run' / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 9, "train/lo')  # a line that was being written
-  loop.train(config, directory)
-  assert_same_run(config, directory, unbroken)
+  runs.assert_same(runs.run(config, tmp_path / 'run'), unbroken)
 
 
-def test_a_finished_run_is_left_as_it_is(
-  config: config_lib.Config, unbroken: workdir.Workdir
-) -> None:
-  before = files(unbroken)
-  loop.train(config, unbroken)
-  assert files(unbroken) == before
+def test_a_finished_run_is_reported_without_opening_data_or_devices(
+  config, unbroken, monkeypatch, capsys
+):
+  before = runs.files(unbroken)
+  for module, name in ((loader, 'open_data'), (mesh_lib, 'make_mesh'), (program_lib, 'build')):
+    monkeypatch.setattr(module, name, _fail)
+  runs.run(config, unbroken)
+  best = min((loss, step) for step, loss in runs.val_losses(unbroken).items() if step)
+  assert f'best val loss {best[0]:.4f} at step {best[1]};' in capsys.readouterr().out
+  assert runs.files(unbroken) == before
 
 
-def test_a_run_resumes_on_another_mesh(
-  config: config_lib.Config,
-  unbroken: workdir.Workdir,
-  tmp_path: pathlib.Path,
-  monkeypatch: pytest.MonkeyPatch,
-) -> None:
-  directory = workdir.Workdir(tmp_path / 'run')
+def test_the_best_step_is_the_same_in_all_reports(config, tmp_path, monkeypatch, capsys):
+  """Also if its evaluation was stopped, after its checkpoint was saved."""
+  losses = iter([1.0, 2.0, 4.0])  # the lowest before the first step
+  config = runs.change(config, train__eval_batches=1)
+  _replace(monkeypatch, 'eval_step', lambda _: lambda *_: (next(losses), 1))
   with monkeypatch.context() as patch:
-    at_step(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    _stop(patch, ('evaluation', 3))
     with pytest.raises(errors.Stopped):
-      loop.train(config, directory)
-  other = changed(config)
-  other.mesh = config_lib.MeshConfig(fsdp=2, tensor=2)
-  loop.train(other, directory)
-  mine, theirs = lines(directory), lines(unbroken)
+      runs.run(config, tmp_path / 'run')
+  runs.run(config, tmp_path / 'run')
+  output = capsys.readouterr().out
+  *_, marked = re.findall(r'step (\d)/6  val loss .*  best$', output, re.MULTILINE)
+  (finished,) = re.findall(r'best val loss .* at step (\d)', output)
+  assert marked == finished == str(saved_model.open_model(tmp_path / 'run').step) == '3'
+
+
+def test_a_finished_run_can_be_extended(config, unbroken, tmp_path):
+  path = runs.run(runs.change(config, train__steps=3), tmp_path / 'run')
+  assert max(runs.val_losses(path)) == 3
+  runs.assert_same(runs.run(config, path), unbroken)
+
+
+def test_a_run_resumes_on_another_mesh(config, unbroken, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    _stop(patch, ('step', 3))
+    with pytest.raises(errors.Stopped):
+      runs.run(config, tmp_path / 'run')
+  runs.run(runs.change(config, mesh__fsdp=2), tmp_path / 'run')
+  mine, theirs = runs.lines(tmp_path / 'run'), runs.lines(unbroken)
   assert [line['step'] for line in mine] == [line['step'] for line in theirs]
   for a, b in zip(mine, theirs, strict=True):
     # Float32 sums in another order change no more, over these few steps.
     assert a == pytest.approx(b, rel=1e-4)
 
 
-def test_another_signal_ends_at_once(
-  config: config_lib.Config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  def twice() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-    monkeypatch.setattr(stopping, '_ECHO_SECONDS', -1)
-    os.kill(os.getpid(), signal.SIGINT)
+def test_a_second_signal_ends_the_run_at_once(config, tmp_path, monkeypatch):
+  def twice():
+    signal.raise_signal(signal.SIGINT)
+    monkeypatch.setattr(shutdown, '_ECHO_SECONDS', -1)
+    signal.raise_signal(signal.SIGINT)
 
-  at_step(monkeypatch, 2, twice)
+  runs.at_step(monkeypatch, 2, twice)
   with pytest.raises(KeyboardInterrupt):
-    loop.train(config, workdir.Workdir(tmp_path / 'run'))
+    runs.run(config, tmp_path / 'run')
 
 
-def test_a_stop_while_text_is_prepared_leaves_nothing(
-  config: config_lib.Config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  other = changed(config)
-  other.data.cache_dir = str(tmp_path / 'cache')
-  monkeypatch.setattr(workdir.Workdir, 'check', lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-  with pytest.raises(errors.Stopped, match='run the same command again'):
-    loop.train(other, workdir.Workdir(tmp_path / 'run'))
+def test_a_stop_while_text_is_prepared_leaves_nothing(config, tmp_path, monkeypatch):
+  config = runs.change(config, data__cache_dir=str(tmp_path / 'cache'))
+  monkeypatch.setattr(mesh_lib, 'start', lambda _: _terminate())
+  with pytest.raises(errors.Stopped):
+    runs.run(config, tmp_path / 'run')
   assert not [path for path in tmp_path.rglob('*') if path.is_file()]
 
 
-def test_a_diverged_run_says_so_and_saves_no_broken_state(
-  config: config_lib.Config, tmp_path: pathlib.Path
-) -> None:
-  wild = changed(config)
-  wild.optimizer.learning_rate = wild.optimizer.min_learning_rate = 1e38
-  wild.train.checkpoint_every = 1
-  directory = workdir.Workdir(tmp_path / 'run')
-  with pytest.raises(errors.UserError, match='diverged.*learning_rate'):
-    loop.train(wild, directory)
-  written = [line['step'] for line in lines(directory) if 'train/loss' in line]
-  assert written == list(range(1, len(written) + 1))
-  assert all(np.isfinite(line.get('train/loss', 0.0)) for line in lines(directory))
+def test_a_diverged_run_is_an_error_and_saves_no_broken_state(config, tmp_path, monkeypatch):
+  def diverge(train_step: Any) -> Any:
+    def step(state: Any, batch: Any) -> Any:
+      taken = next(steps)
+      state, metrics = train_step(state, batch)
+      return state, {**metrics, 'grad_norm': np.inf} if taken == 3 else metrics
+
+    vars(step)['memory_analysis'] = train_step.memory_analysis
+    return step
+
+  steps = itertools.count(1)
+  _replace(monkeypatch, 'train_step', diverge)
+  with pytest.raises(errors.UserError) as e:
+    runs.run(runs.change(config, train__checkpoint_every=1), tmp_path / 'run')
+  assert e.value.key == 'optimizer.learning_rate'
+  written = [line['step'] for line in runs.lines(tmp_path / 'run') if 'train/loss' in line]
+  assert written == [1, 2]
+  assert saved_model.open_model(tmp_path / 'run').step == 2
 
 
-def test_a_run_that_has_saved_nothing_may_change_its_config(
-  config: config_lib.Config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  directory = workdir.Workdir(tmp_path / 'run')
-
-  def no_memory(*_: object) -> None:
+def test_a_run_that_has_saved_nothing_may_change_its_config(config, tmp_path, monkeypatch):
+  def no_memory():
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate')
 
   with monkeypatch.context() as patch:
-    at_step(patch, 2, no_memory)
-    with pytest.raises(errors.UserError, match='gradient_accumulation'):
-      loop.train(config, directory)
-  smaller = changed(config)
-  smaller.train.batch_size = 8
-  smaller.train.gradient_accumulation = 1
-  smaller.train.steps = 1
-  loop.train(smaller, directory)
-  assert [line['step'] for line in lines(directory)] == [0, 1, 1]
+    runs.at_step(patch, 1, no_memory)
+    with pytest.raises(errors.UserError, match='train.gradient_accumulation'):
+      runs.run(config, tmp_path / 'run')
+  other = runs.change(config, data__seed=5, train__steps=1)
+  assert [line['step'] for line in runs.lines(runs.run(other, tmp_path / 'run'))] == [0, 1, 1]
 
 
-def test_text_that_changed_is_not_mixed_with_the_old(
-  config: config_lib.Config, unbroken: workdir.Workdir, text: pathlib.Path
-) -> None:
-  before, original = files(unbroken), text.read_text()
+def test_changed_text_is_refused_before_anything_is_compiled(config, unbroken, monkeypatch):
+  before, text = runs.files(unbroken), pathlib.Path(config.data.source.removeprefix('text:'))
+  original = text.read_text()
+  monkeypatch.setattr(program_lib, 'build', _fail)
   try:
-    text.write_text(original.replace('v', 'q'))
-    with pytest.raises(errors.UserError, match='other text'):
-      loop.train(config, unbroken)
-    text.write_text(original.replace('the sea', 'sea the'))  # of the same characters
-    with pytest.raises(errors.UserError, match='other text'):
-      loop.train(config, unbroken)
+    text.write_text(original.replace('the sea', 'sea the'))
+    with pytest.raises(errors.UserError) as e:
+      runs.run(runs.change(config, train__steps=9), unbroken)
   finally:
     text.write_text(original)
-  assert files(unbroken) == before
+  assert e.value.key == 'data.source'
+  assert runs.files(unbroken) == before
 
 
-@pytest.mark.parametrize('chunks', ['partition', 'packed', 'sentences'])
-def test_every_way_of_cutting_trains_and_resumes(
-  config: config_lib.Config,
-  tmp_path: pathlib.Path,
-  monkeypatch: pytest.MonkeyPatch,
-  chunks: str,
-) -> None:
-  """Split by document, with special tokens, and with rows that aren't full."""
+def test_a_config_of_another_run_is_not_believed(config, unbroken, tmp_path, monkeypatch):
+  shutil.copytree(unbroken, tmp_path / 'run')
+  values = json_files.read(tmp_path / 'run' / 'config.json')
+  values['model']['n_head'] = 1
+  atomic.write_json(tmp_path / 'run' / 'config.json', values)
+  build = program_lib.build
+
+  def without_compiling(config, mesh):
+    program = build(runs.change(config, model__n_head=2), mesh)
+    return dataclasses.replace(program, config=config)
+
+  monkeypatch.setattr(program_lib, 'build', without_compiling)
+  with pytest.raises(errors.UserError) as e:
+    runs.run(runs.change(config, model__n_head=1, train__steps=9), tmp_path / 'run')
+  assert e.value.key == str(tmp_path / 'run' / 'config.json')
+
+
+@pytest.mark.parametrize('chunks', ['packed', 'sentences'])
+def test_rows_that_are_not_full_train_and_resume(config, tmp_path, monkeypatch, chunks):
+  """Split by document."""
   (tmp_path / 'text.jsonl').write_text(
     '\n'.join(json.dumps({'text': 'a b. ' * (i % 7) + 'c d e. '}) for i in range(60))
   )
-  other = changed(config)
-  other.data = config_lib.DataConfig(
-    source=f'jsonl:{tmp_path}/text.jsonl',
-    tokenizer='char',
-    special_tokens='bos eos pad',
-    chunks=chunks,
-    split='document',
-    val_fraction=0.4,
-    min_length=3,
-    max_length=9,
-    cache_dir=str(tmp_path / 'cache'),
-  )
-  unbroken, broken = (workdir.Workdir(tmp_path / name) for name in ('unbroken', 'broken'))
-  loop.train(other, unbroken)
-  losses = [line['val/loss'] for line in lines(unbroken) if 'val/loss' in line]
-  assert losses[-1] < 0.95 * losses[0]
-  if chunks != 'packed':  # whose rows a model that is loaded doesn't keep apart
-    assert losses[-1] == pytest.approx(mean_loss(other, unbroken), rel=1e-5)
+  data = {
+    'source': f'jsonl:{tmp_path}/text.jsonl',
+    'chunks': chunks,
+    'split': 'document',
+    'val_fraction': 0.4,
+    'min_length': 3,
+    'max_length': 9,
+  }
+  config = runs.change(config, **{f'data__{key}': value for key, value in data.items()})
+  unbroken = runs.run(config, tmp_path / 'unbroken')
+  losses = runs.val_losses(unbroken)
+  assert losses[runs.STEPS] < 0.95 * losses[0]
+  assert losses[runs.STEPS] == pytest.approx(_mean_loss(config, unbroken), rel=1e-5)
   with monkeypatch.context() as patch:
-    at_step(patch, 6, lambda: signal.raise_signal(signal.SIGTERM))
+    _stop(patch, ('step', 3))
     with pytest.raises(errors.Stopped):
-      loop.train(other, broken)
-  loop.train(other, broken)
-  assert_same_run(other, unbroken, broken)
+      runs.run(config, tmp_path / 'broken')
+  runs.assert_same(runs.run(config, tmp_path / 'broken'), unbroken)
 
 
-def mean_loss(config: config_lib.Config, directory: workdir.Workdir) -> float:
-  """The mean over all targets of an evaluation, of the last checkpoint, computed another way."""
-  with stopping.StopRequest() as stop:
-    text = feed.cut(directory.read_config(), feed.load(config.data, stop))
+def _mean_loss(config, path):
+  """Returns the mean over all targets of an evaluation of the last checkpoint, by NumPy."""
+  model = run_dir.RunDir(path).read_config().model
   total = config.train.eval_batches * config.train.batch_size
-  rows = text.val.val_rows(np.arange(total), total=total)
-  model = gpt_jax.load(directory.checkpoints / str(config.train.steps))
-  logits_BLV = np.asarray(model.logits(rows.inputs), np.float64)
+  rows = loader.open_data(config, check=None).val.val_rows(np.arange(total), total=total)
+  variables = {'params': runs.saved_state(path)['params']}
+  apply = jax.jit(gpt.GPT(model).apply)
+  logits_BLV = np.float64(apply(variables, rows.inputs, segments_BL=rows.segments)[0])
   losses_BLV = np.log(np.exp(logits_BLV).sum(-1, keepdims=True)) - logits_BLV
   losses_BL = np.take_along_axis(losses_BLV, np.maximum(rows.targets, 0)[..., None], -1)[..., 0]
   return float(losses_BL[rows.targets >= 0].mean())
 
 
-def test_the_loaded_model_is_the_best_one(unbroken: workdir.Workdir) -> None:
-  val = {
-    line['step']: line['val/loss']
-    for line in lines(unbroken)
-    if 'val/loss' in line and line['step']
-  }
-  loaded = loading.load(unbroken.path)
-  assert loaded.step == min(val, key=lambda step: val[step])
-  model = gpt_jax.load(unbroken.path / 'checkpoints' / str(STEPS))
-  (sample,) = model.generate('the s', max_new_tokens=20, temperature=0)
-  assert len(sample.tokens) == 20
-  assert sample.text is not None and len(sample.text) == 20
+def test_the_throughput_leaves_out_evaluations_and_checkpoints(config, tmp_path, monkeypatch):
+  clock = types.SimpleNamespace(now=0.0)
+
+  def spend(seconds):
+    clock.now += seconds
+
+  monkeypatch.setattr(loop, 'time', types.SimpleNamespace(monotonic=lambda: clock.now))
+  monkeypatch.setattr(plot, 'draw', lambda *_, **__: spend(100))
+  monkeypatch.setattr(report.Console, 'step', lambda *_: spend(2))
+  runs.run(runs.change(config, train__log_every=3), tmp_path / 'run')
+  rates = metrics.column(metrics.read(tmp_path / 'run' / 'metrics.jsonl'), 'perf/tokens_per_second')
+  assert rates == ([1, 3, 6], [16 * 8 / 2] * 3)
 
 
-def test_the_process_stops_with_75(config: config_lib.Config, tmp_path: pathlib.Path) -> None:
+_CHILD = """
+import sys, jax
+counts = {}
+jax.monitoring.register_event_listener(
+  lambda name, **_: counts.update({name: counts.get(name, 0) + 1})
+)
+from gpt_jax import cli, train
+try:
+  cli.run(train.main, train.define_flags(), doc='', takes_config=True)
+finally:
+  print('misses', counts.get('/jax/compilation_cache/cache_misses', 0))
+"""
+
+
+def test_the_process_stops_with_75_and_resumes_without_compiling(config, tmp_path):
   """The command as a scheduler sees it."""
-  source = tmp_path / 'sea.py'
+  source, run = tmp_path / 'sea.py', tmp_path / 'run'
   source.write_text(
-    'from gpt_jax import validation\n'
-    'def get_config():\n'
-    f'  return validation.from_dict({config_lib.to_dict(config)!r})\n'
+    'from gpt_jax import config as c\n'
+    'from gpt_jax.config import *\n'
+    f'def get_config():\n  return {config!r}\n'
   )
-  run = tmp_path / 'run'
-  command = [sys.executable, '-m', 'gpt_jax.train', f'--config={source}', f'--workdir={run}']
+  command = [sys.executable, '-c', _CHILD, f'--config={source}', f'--workdir={run}']
+  environment = {
+    'XDG_CACHE_HOME': str(tmp_path / 'cache'),
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+  options: dict[str, Any] = {'cwd': ROOT, 'env': environment, 'text': True}
+  options |= {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
   long = [*command, '--config.train.steps=100000', '--config.train.tensorboard=true']
-  pipe = subprocess.PIPE
-  with subprocess.Popen(long, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True) as process:
-    deadline = time.monotonic() + 120
-    while not any('"step": 8,' in line for line in read_lines(run / 'metrics.jsonl')):
-      assert process.poll() is None and time.monotonic() < deadline, 'the run did not get going'
+  with subprocess.Popen(long, **options) as process:
+    deadline = time.monotonic() + 240
+    while not any('"step": 3,' in line for line in _lines(run / 'metrics.jsonl')):
+      assert process.poll() is None and time.monotonic() < deadline, 'the run did not start'
       time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    output, complaints = process.communicate(timeout=60)
-  assert process.returncode == 75, complaints
-  assert 'run the same command again' in complaints and 'Traceback' not in complaints
-  assert 'a step' in output and 'parameters' in output
+    output, messages = process.communicate(timeout=60)
+  assert process.returncode == 75, messages
+  assert 'Traceback' not in messages and 'parameters' in output
   assert list((run / 'tensorboard').glob('events*'))
-  saved = [int(path.name) for path in (run / 'checkpoints').iterdir() if path.name.isdigit()]
-  assert max(saved) == max(json.loads(line)['step'] for line in read_lines(run / 'metrics.jsonl'))
-  other = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-  assert other.returncode == 2
-  assert 'train.steps: 100000 there, 12 here' in other.stderr
+  saved = max(int(path.name) for path in (run / 'checkpoints').iterdir() if path.name.isdigit())
+  assert saved == json.loads(_lines(run / 'metrics.jsonl')[-1])['step']
+  shorter, longer = (f'--config.train.steps={saved + n}' for n in (-1, 1))
+  refused = subprocess.run([*command, shorter], **options, check=False)
+  assert (refused.returncode, 'train.steps' in refused.stderr) == (2, True)
+  finished = subprocess.run([*command, longer], **options, check=False)
+  assert finished.returncode == 0, finished.stderr
+  assert (run / 'loss.png').read_bytes().startswith(b'\x89PNG')
+  assert 'misses 0' not in output and 'misses 0' in finished.stdout
 
 
-def read_lines(path: pathlib.Path) -> list[str]:
+def _lines(path):
   return path.read_text().splitlines() if path.exists() else []

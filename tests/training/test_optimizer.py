@@ -1,4 +1,4 @@
-"""The schedule hits its marks, decay spares biases and norms, and the update is AdamW's."""
+"""Schedules are as specified, decay spares biases and norms, and the update is AdamW's."""
 
 import math
 
@@ -42,12 +42,6 @@ def test_schedule_is_as_specified_at_start_warm_middle_and_end(schedule, marks):
   np.testing.assert_allclose(actual, list(marks.values()), rtol=1e-5)
 
 
-@pytest.mark.parametrize('schedule', ['cosine', 'linear', 'constant', 'wsd'])
-def test_without_warm_up_the_first_step_has_the_peak(schedule):
-  config = _config(schedule=schedule, warmup_steps=0, decay_steps=5)
-  assert float(optimizer_lib.make_schedule(config, 20)(0)) == pytest.approx(PEAK, rel=1e-6)
-
-
 @st.composite
 def _schedules(draw):
   """A valid config, its steps, and the learning rates of 80 steps (at least 20 beyond the end)."""
@@ -67,13 +61,13 @@ def _schedules(draw):
   return config, steps, np.asarray(rates, np.float64)
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(_schedules())
 def test_rate_rises_to_the_peak_and_falls_no_lower_than_the_floor(drawn):
   config, steps, rates = drawn
   peak, floor, warmup = config.learning_rate, config.min_learning_rate, config.warmup_steps
   rounding = 3e-7 * peak  # float32
-  assert (rates[:steps] > 0).all(), 'a step in which nothing can be learned'
+  assert (rates[:steps] > 0).all(), 'a step that learns nothing'
   assert (rates <= peak + rounding).all()
   assert (rates[warmup:] >= floor - rounding).all()
   if warmup < steps:
@@ -84,8 +78,15 @@ def test_rate_rises_to_the_peak_and_falls_no_lower_than_the_floor(drawn):
     np.testing.assert_allclose(rates[steps:], floor, rtol=0, atol=rounding)
 
 
+def test_a_constant_schedule_ignores_the_minimum():
+  config = _config(schedule='constant', learning_rate=3e-5, min_learning_rate=6e-5, warmup_steps=1)
+  validation.validate(config_lib.Config(optimizer=config))
+  rates = optimizer_lib.make_schedule(config, 5)(np.arange(5))
+  np.testing.assert_allclose(rates, [1.5e-5] + 4 * [3e-5], rtol=1e-6)
+
+
 def _params(**changes):
-  """Random parameters of a tiny model, and their paths."""
+  """Returns random parameters of a tiny model."""
   config = config_lib.ModelConfig(
     n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=30, pad_vocab_to=1, **changes
   )
@@ -118,12 +119,9 @@ def test_decay_shrinks_matrices_and_embeddings_only(changes):
   optimizer = optimizer_lib.make_optimizer(config, optimizer_lib.make_schedule(config, 10))
   params = _params(**changes)
   zeros = jax.tree.map(np.zeros_like, params)
-  updates, _ = jax.jit(
-    optimizer.update,
-    compiler_options={'xla_backend_optimization_level': 0},  # compiles faster
-  )(zeros, optimizer.init(params), params)
+  updates, _ = jax.jit(optimizer.update)(zeros, optimizer.init(params), params)
   before, after = _by_path(params), _by_path(jax.tree.map(np.add, params, updates))
-  # A bias or scale is a vector; with scanned layers, one for each.
+  # A bias or scale is a vector; with scanned layers, one per layer.
   for name, leaf in before.items():
     vector = leaf.ndim - name.startswith('h/') == 1
     expected = leaf if vector else leaf * (1 - PEAK * 0.5)
@@ -132,7 +130,7 @@ def test_decay_shrinks_matrices_and_embeddings_only(changes):
 
 
 def _clipped(gradient, clip):
-  """What AdamW gets to see of `gradient`: its first moment after one step, without b1."""
+  """Returns what AdamW sees of `gradient`: its first moment after one step without b1."""
   config = _config(b1=0.0, clip=clip)
   optimizer = optimizer_lib.make_optimizer(config, optimizer_lib.make_schedule(config, 10))
   _, state = jax.jit(optimizer.update)(gradient, optimizer.init(gradient), gradient)

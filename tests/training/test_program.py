@@ -1,38 +1,59 @@
-"""What a program is built with follows from the config: the arrays of a batch, the attention."""
+"""What is resolved once: vocabulary and attention; and the arrays that a program takes."""
 
 from types import SimpleNamespace
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gpt_jax import config as config_lib
+from gpt_jax import errors
+from gpt_jax.data.tokenizers import char
+from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import program as program_lib
-from gpt_jax.training import step as step_lib
+
+TOKENIZER = char.ByteTokenizer()
 
 
-def _config(*, chunks='windows', **model):
-  tiny = {'n_layer': 1, 'n_head': 2, 'n_embd': 16, 'block_size': 8, 'vocab_size': 30}
+def _config(*, chunks='windows', tensor=1, **model):
+  tiny = {'n_layer': 1, 'n_head': 2, 'n_embd': 16, 'block_size': 8, 'pad_vocab_to': 1}
   return config_lib.Config(
-    model=config_lib.ModelConfig(**{**tiny, 'pad_vocab_to': 1, **model}),
+    model=config_lib.ModelConfig(**{**tiny, **model}),
     data=config_lib.DataConfig(chunks=chunks),
     train=config_lib.TrainConfig(batch_size=16, gradient_accumulation=2),
+    mesh=config_lib.MeshConfig(tensor=tensor),
   )
+
+
+def _resolve(config):
+  return program_lib.resolve(config, TOKENIZER, mesh_lib.make_mesh(config))
 
 
 @pytest.mark.parametrize('chunks', ['windows', 'partition', 'sentences', 'packed'])
 def test_a_batch_has_segments_if_rows_are_packed(chunks):
-  program = program_lib.build(_config(chunks=chunks))
-  arrays = [x for x in program.batch if x is not None]
-  assert len(arrays) == (3 if chunks == 'packed' else 2)
-  assert isinstance(program.batch, step_lib.Batch) and program.batch.targets_ABL is not None
-  assert {(x.shape, x.dtype, x.sharding) for x in arrays} == {
-    ((2, 8, 8), jnp.dtype('int32'), program.batch.inputs_ABL.sharding)
-  }
-  assert program.tokens_per_step == 16 * 8
+  config = _resolve(_config(chunks=chunks))
+  program = program_lib.build(config, mesh_lib.make_mesh(config))
+  assert (program.batch.segments is not None) == (chunks == 'packed')
+  assert (program.tokens.shape, program.tokens.dtype) == ((2, 8, 8), jnp.int32)
   _, metrics = jax.eval_shape(program.train_step, program.state, program.batch)
   assert set(metrics) == {'loss', 'grad_norm', 'learning_rate'}
+
+
+def test_the_vocabulary_is_the_tokenizers():
+  assert _resolve(_config()).model.vocab_size == 257
+  assert _resolve(_config(vocab_size=257)) == _resolve(_config())
+  with pytest.raises(errors.UserError) as e:
+    _resolve(_config(vocab_size=256))
+  assert e.value.key == 'model.vocab_size'
+
+
+def test_a_mesh_that_cannot_shard_the_vocabulary_is_an_error_once_it_is_known():
+  with pytest.raises(errors.UserError) as e:
+    _resolve(_config(tensor=2))
+  assert e.value.key == 'model.pad_vocab_to'
+  assert _resolve(_config(tensor=2, pad_vocab_to=2)).model.padded_vocab_size == 258
 
 
 CUDNN = {'dtype': 'bfloat16', 'dropout': 0.0}
@@ -51,12 +72,10 @@ CUDNN = {'dtype': 'bfloat16', 'dropout': 0.0}
     ('cpu', CUDNN, 'xla'),
   ],
 )
-def test_auto_attention_is_cudnns_where_that_can_do_it(device, options, kernel):
-  devices = [SimpleNamespace(device_kind=device)]
-  with (
-    mock.patch.object(jax, 'devices', return_value=devices),
-    # cuDNN itself isn't there.
-    mock.patch.object(jax.nn, 'dot_product_attention', lambda q, k, v, **_: q),
-  ):
-    program = program_lib.build(_config(**options))
-  assert program.config.model.attention == kernel
+def test_auto_attention_is_cudnns_if_that_can_do_it(device, options, kernel):
+  mesh = mock.Mock(
+    devices=np.array([SimpleNamespace(device_kind=device)]),
+    shape={'data': 1, 'fsdp': 1, 'tensor': 1},
+  )
+  resolved = program_lib.resolve(_config(**options), TOKENIZER, mesh)
+  assert resolved.model.attention == kernel

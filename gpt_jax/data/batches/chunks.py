@@ -1,136 +1,129 @@
-"""The rows that text is cut into: what a model reads and what it has to predict.
+"""Training examples made from a split: what a model reads and what it has to predict.
 
 Shapes: R rows, L tokens of context (`block_size`), P pieces of documents.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from gpt_jax import config, errors
-from gpt_jax.data.batches import packing, sentences, stream
-
-IGNORED = -1  # The target where nothing is to be predicted.
+from gpt_jax.data.batches import batch, packing, sentences, stream
 
 
-class Rows(NamedTuple):
-  """Rows of a batch.
+def chunk(
+  data: config.DataConfig,
+  split: stream.Split,
+  *,
+  block_size: int,
+  start_id: int | None,
+  end_ids: Sequence[int],
+  pad_id: int,
+) -> 'Chunks':
+  """Makes the rows of a split, of the kind `data.chunks`; which there are depends on no seed.
 
-  Attributes:
-    inputs: int32 (R, L).
-    targets: int32 (R, L), `IGNORED` where nothing is to be predicted.
-    segments: int32 (R, L), 1, 2, … number the documents packed into a row, 0 is padding; None where
-      rows aren't packed.
+  windows: L + 1 tokens from each position of the stream (as nanoGPT draws them, Karpathy 2022).
+  partition: the stream cut every L tokens, so that each token but the first is a target once per
+  epoch. packed: see `Packed`. sentences: see `sentences.group`.
+
+  Args:
+    data: The kind and its options.
+    split: The tokens.
+    block_size: L.
+    start_id: Token put before each packed document that doesn't begin with it, or None.
+    end_ids: Tokens that end a sentence.
+    pad_id: Input where a row has no text.
+
+  Raises:
+    UserError: The split has too little text for a single row.
   """
+  rows: Chunks
+  stretches = functools.partial(Stretches, block_size=block_size, pad_id=pad_id)
+  total, length = len(split), block_size + 1
+  match data.chunks:
+    case 'windows':
+      needed, size = f'{length:,} tokens', max(0, total - block_size)
+      rows = stretches(
+        f'{size:,} windows', size, split.gather, lambda i: (i, np.full(len(i), length))
+      )
+    case 'partition':
+      needed, size = '2 tokens', max(0, -(-(total - 1) // block_size))
+      rows = stretches(
+        f'{size:,} blocks',
+        size,
+        split.gather,
+        lambda i: (i * block_size, np.minimum(length, total - i * block_size)),
+      )
+    case 'packed':
+      needed = '2 tokens of one document'
+      rows = Packed(split, block_size, start_id, pad_id)
+    case _:
+      needed = f'whole sentences with {data.min_length} to {data.max_length} tokens'
+      starts, lengths = sentences.group(data, split, end_ids)
+      mean = lengths.sum() / max(1, len(starts))
+      summary = f'{len(starts):,} chunks of whole sentences, {mean:.1f} tokens on average'
+      rows = stretches(summary, len(starts), split.tokens.gather, lambda i: (starts[i], lengths[i]))
+  if not len(rows):
+    raise errors.UserError(
+      'data.chunks',
+      f'a row of {data.chunks} needs {needed}, and one split has {total:,} tokens in all',
+      'use more text, or change `data.val_fraction`, `model.block_size` or the length of sentences',
+    )
+  return rows
 
-  inputs: np.ndarray
-  targets: np.ndarray
-  segments: np.ndarray | None
 
+@dataclasses.dataclass(frozen=True)
+class Stretches:
+  """Rows that are stretches of text, of at most L + 1 tokens.
 
-class Chunks(Protocol):
-  """The rows that a side of a split is cut into; which there are depends on no seed.
-
-  Attributes:
-    summary: A line for people.
+  `locate` maps the numbers of rows (R,) to starts and lengths (R,), which `gather` reads as
+  `stream.Split.gather` does. `summary` is for people.
   """
 
   summary: str
-
-  def __len__(self) -> int: ...
-
-  def rows(self, indices: np.ndarray) -> Rows:
-    """The rows with these indices, int64 (R,), each in [0, len)."""
-    ...
-
-
-def make(
-  data: config.DataConfig,
-  side: stream.Side,
-  *,
-  block_size: int,
-  start: int | None,
-  end_ids: Sequence[int],
-  padding: int,
-) -> Chunks:
-  """Cuts a side of a split as `data.chunks` says.
-
-  Args:
-    data: Which way to cut, and its options.
-    side: What to cut.
-    block_size: L.
-    start: Token put before a document in packed rows, unless it begins with it; or None.
-    end_ids: Tokens that end a sentence.
-    padding: Token that fills inputs where a row has no text.
-
-  Raises:
-    UserError: There is too little text for a single row.
-  """
-  made: Chunks
-  if data.chunks == 'windows':
-    made = Windows(stream.Stream(side), block_size)
-  elif data.chunks == 'partition':
-    made = Partition(stream.Stream(side), block_size, padding)
-  elif data.chunks == 'packed':
-    made = Packed(side, block_size, start, padding)
-  else:
-    made = Sentences(data, side, block_size, end_ids, padding)
-  if not len(made):
-    raise _too_little(data, len(stream.Stream(side)), block_size)
-  return made
-
-
-class Windows:
-  """L + 1 tokens from each place of the stream (as nanoGPT draws them, Karpathy 2022)."""
-
-  def __init__(self, text: stream.Stream, block_size: int) -> None:
-    self._text = text
-    self._block_size = block_size
-    self.summary = f'{len(self):,} windows'
+  size: int
+  gather: Callable[[np.ndarray, np.ndarray], np.ndarray]
+  locate: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+  block_size: int
+  pad_id: int
 
   def __len__(self) -> int:
-    return max(0, len(self._text) - self._block_size)
+    return self.size
 
-  def rows(self, indices: np.ndarray) -> Rows:
-    whole = self._text.windows(indices, self._block_size + 1)
-    return Rows(whole[:, :-1], whole[:, 1:], None)
-
-
-class Partition:
-  """The stream cut every L tokens: each token but the first is a target once an epoch."""
-
-  def __init__(self, text: stream.Stream, block_size: int, padding: int) -> None:
-    self._text = text
-    self._block_size = block_size
-    self._padding = padding
-    self.summary = f'{len(self):,} blocks'
-
-  def __len__(self) -> int:
-    return max(0, -(-(len(self._text) - 1) // self._block_size))
-
-  def rows(self, indices: np.ndarray) -> Rows:
-    starts = indices * self._block_size
-    lengths = np.minimum(self._block_size + 1, len(self._text) - starts)
-    return _filled_up(self._text.gather(starts, lengths), lengths, self._block_size, self._padding)
+  def rows(self, indices: np.ndarray) -> batch.Batch:
+    """Returns the rows with these indices, int64 (R,), each in [0, len), as int32 (R, L)."""
+    starts, lengths = self.locate(indices)
+    flat = self.gather(starts, lengths)
+    if (lengths == self.block_size + 1).all():
+      whole = flat.reshape(len(lengths), self.block_size + 1)
+      return batch.Batch(whole[:, :-1], whole[:, 1:])
+    places = np.arange(self.block_size + 1)
+    whole = _spread(flat, places < lengths[:, None], self.pad_id)
+    predicted_RL = places[1:] < lengths[:, None]
+    inputs = np.where(predicted_RL, whole[:, :-1], np.int32(self.pad_id))
+    return batch.Batch(inputs, np.where(predicted_RL, whole[:, 1:], np.int32(batch.IGNORED)))
 
 
 class Packed:
-  """Pieces of documents, several in a row, that must not see each other."""
+  """Rows of pieces of documents that must not attend to each other; see `packing`."""
 
-  def __init__(self, side: stream.Side, block_size: int, start: int | None, padding: int) -> None:
-    documents = side.documents()
+  def __init__(
+    self, split: stream.Split, block_size: int, start_id: int | None, pad_id: int
+  ) -> None:
+    documents = split.documents()
     documents = documents[documents[:, 0] < documents[:, 1]]
     prefixed = np.zeros(len(documents), bool)
-    if start is not None:
-      prefixed = side.tokens.take(documents[:, 0]) != start
-    pieces = packing.cut(documents, prefixed, block_size)
+    if start_id is not None:
+      prefixed = split.tokens.take(documents[:, 0]) != start_id
+    pieces = packing.divide(documents, prefixed, block_size)
     rows = packing.pack(pieces.lengths, block_size)
     order = np.argsort(rows, kind='stable')
-    self._tokens = side.tokens
+    self._tokens = split.tokens
     self._block_size = block_size
-    self._start = start
-    self._padding = padding
+    self._start_id = start_id
+    self._pad_id = pad_id
     self._pieces = packing.Pieces(*(column[order] for column in pieces))
     # Row r has the pieces from bounds[r] up to bounds[r + 1].
     self._bounds = np.concatenate([[0], np.cumsum(np.bincount(rows))]).astype(np.int64)
@@ -140,7 +133,8 @@ class Packed:
   def __len__(self) -> int:
     return len(self._bounds) - 1
 
-  def rows(self, indices: np.ndarray) -> Rows:
+  def rows(self, indices: np.ndarray) -> batch.Batch:
+    """As `Stretches.rows`, with segments."""
     counts = self._bounds[indices + 1] - self._bounds[indices]
     wanted = stream.ranges(self._bounds[indices], counts)
     starts, lengths, opens = (column[wanted] for column in self._pieces)
@@ -148,86 +142,25 @@ class Packed:
     targets = self._tokens.gather(starts, lengths)
     inputs = np.empty_like(targets)
     inputs[1:] = targets[:-1]
-    if self._start is not None:
-      inputs[heads[opens]] = self._start
+    if self._start_id is not None:
+      inputs[heads[opens]] = self._start_id
     inputs[heads[~opens]] = self._tokens.take(starts[~opens] - 1)
     segments = np.repeat(stream.ranges(np.ones_like(counts), counts), lengths)
     owners = np.repeat(np.arange(len(indices)), counts)
     filled = np.bincount(owners, weights=lengths, minlength=len(indices))
     inside_RL = np.arange(self._block_size) < filled[:, None]
-    return Rows(
-      _spread(inputs, inside_RL, self._padding),
-      _spread(targets, inside_RL, IGNORED),
+    return batch.Batch(
+      _spread(inputs, inside_RL, self._pad_id),
+      _spread(targets, inside_RL, batch.IGNORED),
       _spread(segments, inside_RL, 0),
     )
 
 
-class Sentences:
-  """A few whole sentences of one document in each row."""
-
-  def __init__(
-    self,
-    data: config.DataConfig,
-    side: stream.Side,
-    block_size: int,
-    end_ids: Sequence[int],
-    padding: int,
-  ) -> None:
-    self._tokens = side.tokens
-    self._block_size = block_size
-    self._padding = padding
-    self._starts, self._lengths = sentences.cut(
-      side.tokens,
-      side.documents(),
-      end_ids=end_ids,
-      min_length=data.min_length,
-      max_length=data.max_length,
-      overlap=data.overlap,
-    )
-    mean = self._lengths.sum() / max(1, len(self))
-    self.summary = f'{len(self):,} chunks of whole sentences, {mean:.1f} tokens on average'
-
-  def __len__(self) -> int:
-    return len(self._starts)
-
-  def rows(self, indices: np.ndarray) -> Rows:
-    lengths = self._lengths[indices]
-    flat = self._tokens.gather(self._starts[indices], lengths)
-    return _filled_up(flat, lengths, self._block_size, self._padding)
-
-
-def _filled_up(flat: np.ndarray, lengths: np.ndarray, block_size: int, padding: int) -> Rows:
-  """Rows of stretches of at most L + 1 tokens, given one after the other."""
-  if (lengths == block_size + 1).all():
-    whole = flat.reshape(len(lengths), block_size + 1)
-    return Rows(whole[:, :-1], whole[:, 1:], None)
-  places = np.arange(block_size + 1)
-  whole = _spread(flat, places < lengths[:, None], padding)
-  predicted_RL = places[1:] < lengths[:, None]
-  inputs = np.where(predicted_RL, whole[:, :-1], np.int32(padding))
-  return Rows(inputs, np.where(predicted_RL, whole[:, 1:], np.int32(IGNORED)), None)
+Chunks = Stretches | Packed
 
 
 def _spread(flat: np.ndarray, inside_RL: np.ndarray, fill: int) -> np.ndarray:
-  """The values of `flat` where `inside_RL`, in its order, and `fill` elsewhere: int32."""
+  """The values of `flat` at the True places, in their order, and `fill` elsewhere: int32 (R, L)."""
   spread_RL = np.full(inside_RL.shape, fill, np.int32)
   spread_RL[inside_RL] = flat
   return spread_RL
-
-
-def _too_little(data: config.DataConfig, num_tokens: int, block_size: int) -> errors.UserError:
-  needed, remedies = {
-    'windows': (f'{block_size + 1:,} tokens', ['a smaller --config.model.block_size']),
-    'partition': ('2 tokens', []),
-    'packed': ('2 tokens of one document', []),
-    'sentences': (
-      f'whole sentences of one document with {data.min_length} to {data.max_length} tokens',
-      ['other --config.data.min_length, --config.data.max_length or --config.data.sentence_end'],
-    ),
-  }[data.chunks]
-  remedies = ['more text (--config.data.source)', *remedies, 'another --config.data.val_fraction']
-  return errors.UserError(
-    f'too little text for --config.data.chunks={data.chunks}: one side of the split has '
-    f'{num_tokens:,} tokens, and a row takes {needed}. Give {", ".join(remedies[:-1])} or '
-    f'{remedies[-1]}.'
-  )

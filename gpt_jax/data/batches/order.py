@@ -12,43 +12,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
-PERIOD = 2**16  # Rows in which a weighted mixture has its exact shares.
+PERIOD = 2**16  # rows in which a weighted mixture has its exact shares
 _ROUNDS = 8
-_SCHEDULE = -1  # In the place of a source's number in a key.
+_SCHEDULE = -1  # takes the place of a source's number in a key
 
 
 def permute(indices: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
-  """Where a keyed permutation of `range(size)` takes `indices`, without a table.
+  """Returns the images of `indices` under a keyed permutation of `range(size)`, without a table.
 
   The generalized Feistel cipher of Black & Rogaway, "Ciphers with arbitrary finite domains" (2002),
-  section 5: numbers are pairs from a × b places, with a · b a little above `size`, and what falls
-  beyond is enciphered again. It mixes well, and is not meant to keep secrets. The order never
-  changes between machines and versions: runs that resume rely on it.
+  section 5: numbers are pairs in a × b places, with a · b slightly above `size`; images outside are
+  enciphered again. It mixes well but keeps no secrets. It must never change: runs that resume rely
+  on it.
 
   Args:
-    indices: int64 (R,), each in [0, size).
+    indices: int64 (R,), each in [0, size), as are the images.
     size: At least 1, at most 2**62.
-    key: Other keys, other permutations.
-
-  Returns:
-    int64 (R,), each in [0, size).
+    key: Another key gives another permutation.
   """
   keys_KR = np.broadcast_to(_round_keys(key)[:, None], (_ROUNDS, len(indices)))
   return _permute(indices, size, keys_KR)
 
 
 def reshuffle(numbers: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
-  """The index that row number `numbers` has, where all of `range(size)` is seen once an epoch.
-
-  Each epoch has a permutation of its own.
+  """Returns the indices of rows `numbers`, if each epoch has all of `range(size)` in a new order.
 
   Args:
     numbers: int64 (R,), at least 0, without end.
     size: Rows in an epoch.
     key: As in `permute`.
-
-  Returns:
-    int64 (R,), each in [0, size).
   """
   epochs, which = np.unique(numbers // size, return_inverse=True)
   keys_EK = [_round_keys((*key, epoch)) for epoch in epochs.tolist()]
@@ -85,7 +77,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def _round_keys(key: tuple[int, ...]) -> np.ndarray:
-  """uint64 (_ROUNDS,): BLAKE2b of the numbers, which tells apart what `SeedSequence` doesn't."""
+  """uint64 (_ROUNDS,), by BLAKE2b: unlike `SeedSequence`, it distinguishes (0,), (0, 0)."""
   digest = hashlib.blake2b(','.join(map(str, key)).encode(), digest_size=8 * _ROUNDS).digest()
   return np.frombuffer(digest, '<u8').astype(np.uint64)
 
@@ -96,9 +88,9 @@ class Mixture:
 
   Attributes:
     sizes: Rows of each source, at least 1.
-    weights: Share of each source, above 0, in any unit; every `PERIOD` training rows have these
-      shares to the nearest row, though at least one row of each source. None: the rows of all
-      sources are one pool.
+    weights: Share of each source, above 0, in any unit: every `PERIOD` training rows have these
+      shares to the nearest row, but at least one row of each source. None: the rows of all sources
+      are one pool.
     seed: Of the order.
   """
 
@@ -107,12 +99,9 @@ class Mixture:
   seed: int
 
   def train(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows with these numbers, int64 (R,), of an endless sequence.
+    """Returns rows of an endless sequence, in which none of a source repeats before all have come.
 
-    No row of a source (of the pool) comes twice before all have come.
-
-    Returns:
-      Sources and rows in them, each int64 (R,).
+    Takes their numbers, int64 (R,); returns their sources and the rows in these, each int64 (R,).
     """
     if self.weights is None:
       bounds = np.cumsum([0, *self.sizes])
@@ -130,13 +119,9 @@ class Mixture:
     return sources, rows
 
   def val(self, indices: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows with these indices, int64 (R,), of the `total` of an evaluation.
+    """Returns rows of an evaluation: each source's share, spread evenly from its first to its last.
 
-    Each source has its share of the rows, one source after the other, spread evenly over its own
-    from the first to the last.
-
-    Returns:
-      Sources and rows in them, each int64 (R,).
+    As `train`, but for `indices` in [0, total).
     """
     counts = _shares(self.weights or self.sizes, total)
     bounds = np.cumsum([0, *counts])
@@ -146,7 +131,7 @@ class Mixture:
 
   @functools.cached_property
   def _schedule(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of a period, the same for all: rows of each source (K,); source and turn at each place."""
+    """Of every period: rows of each source (K,); source and turn at each place (PERIOD,)."""
     counts = _shares(self.weights or self.sizes, PERIOD)
     for source in np.flatnonzero(counts == 0).tolist():
       counts[counts.argmax()] -= 1

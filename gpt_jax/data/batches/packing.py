@@ -1,4 +1,4 @@
-"""Documents cut into pieces, and the pieces put into rows with little room left over.
+"""Documents divided into pieces, and the pieces packed into rows with little room left over.
 
 Shapes: N documents, P pieces.
 """
@@ -26,26 +26,24 @@ class Pieces(NamedTuple):
   opens: np.ndarray
 
 
-def cut(documents: np.ndarray, prefixed: np.ndarray, row_length: int) -> Pieces:
-  """Cuts documents into pieces so that each token with one before it is a target exactly once.
+def divide(documents: np.ndarray, prefixed: np.ndarray, row_length: int) -> Pieces:
+  """Divides documents so that each token that has one before it is a target exactly once.
 
   Args:
-    documents: int64 (N, 2), [start, stop) of each.
+    documents: int64 (N, 2), [start, stop) of each; the pieces are in this order.
     prefixed: bool (N,), whether a token is put before the document.
-    row_length: Targets in a piece, at most.
-
-  Returns:
-    The pieces, in the order of the documents.
+    row_length: Maximum targets in a piece.
   """
-  # In portions, because what is computed on the way takes several times the room of the pieces.
+  # A portion at a time, because intermediate arrays take several times the room of the pieces.
+  step = _DOCUMENTS_AT_ONCE
   portions = [
-    _cut(documents[i : i + _DOCUMENTS_AT_ONCE], prefixed[i : i + _DOCUMENTS_AT_ONCE], row_length)
-    for i in range(0, max(1, len(documents)), _DOCUMENTS_AT_ONCE)
+    _divide(documents[i : i + step], prefixed[i : i + step], row_length)
+    for i in range(0, max(1, len(documents)), step)
   ]
   return Pieces(*map(np.concatenate, zip(*portions, strict=True)))
 
 
-def _cut(documents: np.ndarray, prefixed: np.ndarray, row_length: int) -> Pieces:
+def _divide(documents: np.ndarray, prefixed: np.ndarray, row_length: int) -> Pieces:
   starts = documents[:, 0] + 1 - prefixed
   totals = np.maximum(documents[:, 1] - starts, 0)
   counts = -(-totals // row_length)
@@ -56,11 +54,11 @@ def _cut(documents: np.ndarray, prefixed: np.ndarray, row_length: int) -> Pieces
 
 
 def pack(lengths: np.ndarray, row_length: int) -> np.ndarray:
-  """Puts pieces into rows by best fit, longest first, as few rows as that gives.
+  """Packs pieces into few rows by best-fit decreasing.
 
-  Best-fit decreasing, as Ding et al., "Fewer Truncations Improve Language Modeling" (2024), pack
-  documents: each piece goes into the fullest row that has room for it. Pieces of one length and
-  rows with the same room are moved together, so that the time hardly depends on their number.
+  Each piece, longest first, goes into the fullest row with room for it (Ding et al., "Fewer
+  Truncations Improve Language Modeling", 2024). Pieces of one length, and rows with the same room,
+  are moved together, so the time hardly depends on their number.
 
   Args:
     lengths: (P,), any integer type, each from 1 to `row_length`.
@@ -72,27 +70,27 @@ def pack(lengths: np.ndarray, row_length: int) -> np.ndarray:
   by_length = np.argsort(lengths, kind='stable')
   bounds = np.concatenate([[0], np.cumsum(np.bincount(lengths, minlength=row_length + 1))])
   rows = np.empty(len(lengths), np.int32)
-  room = _Room(row_length)
+  open_rows = _OpenRows(row_length)
   for length in np.flatnonzero(np.diff(bounds))[::-1].tolist():
     pieces = by_length[bounds[length] : bounds[length + 1]]
     while len(pieces):
-      left, free = room.pop(length, len(pieces))
+      room, free = open_rows.pop(length, len(pieces))
       # A row that takes one piece is then the fullest with room for the next, until it has none.
-      each = left // length
+      each = room // length
       full = min(len(free), len(pieces) // each)
       rows[pieces[: full * each]] = np.repeat(free[:full], each)
-      room.put(left - each * length, free[:full])
+      open_rows.put(room - each * length, free[:full])
       pieces, free = pieces[full * each :], free[full:]
       if len(free) and len(pieces):
         rows[pieces] = free[0]
-        room.put(left - len(pieces) * length, free[:1])
+        open_rows.put(room - len(pieces) * length, free[:1])
         pieces, free = pieces[:0], free[1:]
-      room.put(left, free)
+      open_rows.put(room, free)
   return rows
 
 
-class _Room:
-  """Rows that have been opened, by the room left in them."""
+class _OpenRows:
+  """The rows so far, by the room left in them."""
 
   def __init__(self, row_length: int) -> None:
     self._row_length = row_length
@@ -102,17 +100,16 @@ class _Room:
 
   def pop(self, length: int, count: int) -> tuple[int, np.ndarray]:
     """The least room for `length` that some rows have, and such rows, else new ones for `count`."""
-    left = length + int(self._occupied[length:].argmax())
-    if not self._occupied[left]:
+    room = length + int(self._occupied[length:].argmax())
+    if not self._occupied[room]:
       opened = -(-count // (self._row_length // length))
       self._num_rows += opened
       return self._row_length, np.arange(self._num_rows - opened, self._num_rows, dtype=np.int32)
-    rows = self._rows[left].pop()
-    self._occupied[left] = bool(self._rows[left])
-    return left, rows
+    rows = self._rows[room].pop()
+    self._occupied[room] = bool(self._rows[room])
+    return room, rows
 
-  def put(self, left: int, rows: np.ndarray) -> None:
-    """Notes that `rows` have room for `left`."""
+  def put(self, room: int, rows: np.ndarray) -> None:
     if len(rows):
-      self._rows[left].append(rows)
-      self._occupied[left] = True
+      self._rows[room].append(rows)
+      self._occupied[room] = True

@@ -7,51 +7,44 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpt_jax import config
 from gpt_jax.data.batches import stream
 
 _TOKENS_AT_ONCE = 1 << 22
 
 
-def cut(
-  tokens: stream.Tokens,
-  documents: np.ndarray,
-  *,
-  end_ids: Sequence[int],
-  min_length: int,
-  max_length: int,
-  overlap: bool,
+def group(
+  data: config.DataConfig, split: stream.Split, end_ids: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Cuts chunks of consecutive sentences, as many in each as fit.
+  """Groups consecutive sentences into chunks, as many in each as fit.
 
-  A sentence goes up to and with a token that ends it; what follows the last such token of a
-  document belongs to none.
+  A sentence includes the token that ends it; tokens after the last such token of a document belong
+  to none. A chunk begins at the end of the one before, or at the first later sentence at which one
+  fits; with `data.overlap`, at every sentence at which one fits.
 
   Args:
-    tokens: The corpus.
-    documents: int64 (N, 2), [start, stop) of each, ascending.
+    data: `min_length` and `max_length` limit the tokens in a chunk.
+    split: Its documents are read.
     end_ids: Tokens that end a sentence.
-    min_length: Tokens in a chunk, at least.
-    max_length: Tokens in a chunk, at most.
-    overlap: Whether a chunk begins at every sentence where one of these lengths fits. If not, the
-      next begins behind the last; where none fits, the search goes on one sentence further.
 
   Returns:
-    Start and length of each chunk, int64 (C,) each, ascending.
+    Start (an address of `split.tokens`) and length of each chunk, int64 (C,) each, ascending.
   """
-  starts, stops, owners = _sentences(tokens, documents, end_ids)
+  documents = split.documents()
+  starts, stops, owners = _sentences(split.tokens, documents, end_ids)
   numbers = np.arange(len(starts))
-  reach = np.minimum(starts + max_length, documents[owners, 1])
+  reach = np.minimum(starts + data.max_length, documents[owners, 1])
   last = np.searchsorted(stops, reach, side='right') - 1
   lengths = stops[last] - starts
-  fits = (last >= numbers) & (lengths >= min_length)
+  fits = (last >= numbers) & (lengths >= data.min_length)
   chosen = np.flatnonzero(fits)
-  if not overlap:
-    chosen = _without_overlap(fits, np.where(fits, last, numbers) + 1)
+  if not data.overlap:
+    chosen = _follow(fits, np.where(fits, last, numbers) + 1)
   return starts[chosen], lengths[chosen]
 
 
-def _without_overlap(fits: np.ndarray, following: np.ndarray) -> np.ndarray:
-  """The sentences at which chunks begin, on the way that `following` gives: int64 (C,)."""
+def _follow(fits: np.ndarray, following: np.ndarray) -> np.ndarray:
+  """The sentences that fit on the path from sentence 0 by `following`: int64 (C,)."""
   # Views of memory: single elements are read from them twice as fast as from arrays.
   fits_at, next_at = fits.data, following.data
   chosen, sentence = [], 0

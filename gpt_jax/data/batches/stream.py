@@ -1,13 +1,17 @@
-"""The tokens of a corpus by address, and a side of a split as one stream without gaps.
+"""The tokens of a corpus by address, and a split of it as one stream without gaps.
 
-Shapes: K shards, S spans, N documents, R stretches or windows that are read together.
+Shapes: K shards, S spans, N documents, R stretches that are read together.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+
+# A document: its end (it begins at the end of the one before), and a hash of its tokens.
+DOCUMENT: np.dtype[Any] = np.dtype([('end', '<u8'), ('hash', '<u8')])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Tokens:
     return int(self._bounds[-1])
 
   def read(self, start: int, stop: int) -> np.ndarray:
-    """The tokens from `start` up to `stop`: (stop - start,), a view if one shard has them all."""
+    """Returns the tokens in [start, stop): a view if one shard has them all."""
     pieces = [
       shard[max(start - begin, 0) : max(stop - begin, 0)]
       for shard, begin in zip(self._arrays, self._bounds.tolist(), strict=False)
@@ -35,16 +39,13 @@ class Tokens:
     return np.concatenate(pieces) if pieces else np.empty(0, np.uint16)
 
   def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Reads many stretches, one after the other.
+    """Reads many stretches and joins them: int32 (sum of `lengths`,).
 
     Args:
       starts: int64 (R,), addresses.
       lengths: (R,), any integer type; each stretch lies inside the corpus.
-
-    Returns:
-      int32 (sum of `lengths`,).
     """
-    starts, lengths, shards = _cut(starts, lengths, self._bounds)
+    starts, lengths, shards = _break_at(self._bounds, starts, lengths)
     stops = np.cumsum(lengths)
     firsts = starts - self._bounds[shards]
     columns = (shards, firsts, firsts + lengths, stops - lengths, stops)
@@ -54,7 +55,7 @@ class Tokens:
     return flat
 
   def take(self, addresses: np.ndarray) -> np.ndarray:
-    """The tokens at `addresses`, int64 (R,): int32 (R,)."""
+    """Returns the tokens at `addresses`, int64 (R,), as int32 (R,)."""
     shards = np.searchsorted(self._bounds, addresses, side='right') - 1
     taken = np.empty(len(addresses), np.int32)
     for shard in np.unique(shards).tolist():
@@ -64,7 +65,7 @@ class Tokens:
 
   @functools.cached_property
   def _arrays(self) -> list[np.ndarray]:
-    """The shards that have tokens, as plain arrays: slices of `np.memmap` take twice the time."""
+    """The shards that have tokens, as plain arrays: slicing `np.memmap` takes twice the time."""
     return [np.asarray(shard) for shard in self.shards if len(shard)]
 
   @functools.cached_property
@@ -74,72 +75,61 @@ class Tokens:
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
-  """One side of a split: what there is to train on, or to validate on.
+class Split:
+  """The training or validation split of a corpus: spans of its tokens, joined into one stream.
 
   Attributes:
-    tokens: The corpus, with the other side.
-    spans: int64 (S, 2), [start, stop) of each stretch of this side in the addresses of `tokens`,
+    tokens: The whole corpus.
+    spans: int64 (S, 2), [start, stop) of each stretch of the split in the addresses of `tokens`,
       ascending.
-    documents: Returns int64 (N, 2), [start, stop) of each document of this side, ascending,
-      end-of-text and start-of-text included. It may be slow: called at most once.
+    documents: Returns int64 (N, 2), [start, stop) of each document of the split in the addresses of
+      `tokens`, ascending, bos and eos included. May be slow.
   """
 
   tokens: Tokens
   spans: np.ndarray
   documents: Callable[[], np.ndarray]
 
-
-class Stream:
-  """The spans of a side joined into one text, with addresses from 0."""
-
-  def __init__(self, side: Side) -> None:
-    starts, stops = side.spans[side.spans[:, 0] < side.spans[:, 1]].T
-    self._tokens = side.tokens
-    self._starts = starts
-    self._bounds = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64)
-
   def __len__(self) -> int:
     return int(self._bounds[-1])
 
   def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Reads many stretches, which may run over the ends of shards and spans.
-
-    Args:
-      starts: int64 (R,), addresses in the stream.
-      lengths: (R,), any integer type.
-
-    Returns:
-      int32 (sum of `lengths`,).
+    """As `Tokens.gather`, with addresses in the stream, from 0: stretches may cross spans.
 
     Raises:
       IndexError: A stretch reaches beyond the stream.
     """
     if len(starts) and (starts.min() < 0 or (starts + lengths).max() > len(self)):
       raise IndexError(f'a stretch reaches beyond the {len(self):,} tokens of the stream')
-    starts, lengths, spans = _cut(starts, lengths, self._bounds)
-    return self._tokens.gather(starts - self._bounds[spans] + self._starts[spans], lengths)
+    starts, lengths, spans = _break_at(self._bounds, starts, lengths)
+    return self.tokens.gather(starts - self._bounds[spans] + self._spans[spans, 0], lengths)
 
-  def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-    """As `gather`, all of one length: int32 (R, length)."""
-    return self.gather(starts, np.full(len(starts), length)).reshape(len(starts), length)
+  @functools.cached_property
+  def _spans(self) -> np.ndarray:
+    """The spans that aren't empty."""
+    return self.spans[self.spans[:, 0] < self.spans[:, 1]]
+
+  @functools.cached_property
+  def _bounds(self) -> np.ndarray:
+    """Start of each of `_spans` in the stream, and the end of the last: int64 (S + 1,)."""
+    return np.concatenate([[0], np.cumsum(self._spans[:, 1] - self._spans[:, 0])]).astype(np.int64)
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-  """`np.arange(start, start + length)` of each, one after the other: int64 (sum of `lengths`,)."""
+  """Returns `np.arange(start, start + length)` of each, joined: int64 (sum of `lengths`,)."""
   before = np.cumsum(lengths, dtype=np.int64) - lengths
   return np.repeat(starts - before, lengths) + np.arange(np.sum(lengths), dtype=np.int64)
 
 
-def _cut(
-  starts: np.ndarray, lengths: np.ndarray, bounds: np.ndarray
+def _break_at(
+  bounds: np.ndarray, starts: np.ndarray, lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Cuts stretches at `bounds`: start, length and number of the part that each piece lies in."""
+  """Breaks stretches at `bounds`: start and length of each piece, and the interval it lies in."""
   stops = starts + lengths
   first = np.searchsorted(bounds, starts, side='right') - 1
   last = np.searchsorted(bounds, stops, side='left') - 1
   counts = last - first + 1
-  parts = ranges(first, counts)
-  starts = np.maximum(np.repeat(starts, counts), bounds[parts])
-  stops = np.minimum(np.repeat(stops, counts), bounds[parts + 1])
-  return starts, stops - starts, parts
+  intervals = ranges(first, counts)
+  starts = np.maximum(np.repeat(starts, counts), bounds[intervals])
+  stops = np.minimum(np.repeat(stops, counts), bounds[intervals + 1])
+  return starts, stops - starts, intervals

@@ -1,95 +1,73 @@
-"""A corpus as the kinds of source give it: parts that separate processes can read, in order."""
+"""What every source is: parts that separate processes can read, each a stream of documents."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 _MIN_PART_BYTES = 4 << 20
 _MAX_PART_BYTES = 256 << 20
 _PARTS = 64
+_SPLITS = {'training': 'train'} | dict.fromkeys(('valid', 'val', 'dev'), 'validation')
+_SPLIT_ORDER = ('train', 'validation', 'test')
+
+Item = TypeVar('Item')
 
 
 class Piece(NamedTuple):
-  """A document, or a stretch of a long one.
+  """A document, or a stretch of a long one."""
 
-  Attributes:
-    place: File and place, for messages: `a.txt`, `x.jsonl at byte 123`, `x.parquet row 17`.
-    text: Bytes are UTF-8 that nobody checked yet; a str may hold lone surrogates.
-    last: Whether the document ends with this piece.
-  """
-
-  place: str
-  text: bytes | str
-  last: bool = True
+  place: str  # file and place, for messages: `a.txt`, `x.jsonl at byte 123`, `x.parquet row 17`
+  text: bytes | str  # bytes are UTF-8 that has not been checked; a str may hold lone surrogates
+  last: bool = True  # whether the document ends with this piece
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """What one process reads, encodes and stores as one shard; can be pickled.
+  """What one process reads, encodes and stores as one shard; can be pickled."""
 
-  Attributes:
-    name: What it reads, for messages and progress.
-    split: `train`, `validation`, `test`, another name, or nothing where the source has no splits.
-    size: Bytes of text, roughly; of compressed files their size on disk.
-    read: Streams the documents from the first, empty ones too; raises `UserError`.
-  """
-
-  name: str
-  split: str
-  size: int
-  read: Callable[[], Iterator[Piece]]
+  split: str  # `train`, `validation`, `test`, another name, or empty if the source has no splits
+  size: int  # approximate bytes of text; of compressed files their size on disk
+  read: Callable[[], Iterator[Piece]]  # streams the documents, empty ones too; raises `UserError`
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Text that can be read again and again.
+  """Text that can be read again and again."""
 
-  Attributes:
-    spec: What the user wrote, such as `text:books/*.txt`.
-    parts: In the order of the corpus; the same on every machine.
-    fingerprint: What changes when the text changes, for JSON; made from little or nothing of it.
-  """
-
-  spec: str
-  parts: tuple[Part, ...]
-  fingerprint: dict[str, Any]
+  spec: str  # what the user wrote, such as `text:books/*.txt`
+  parts: tuple[Part, ...]  # in the order of the corpus; the same on every machine
+  fingerprint: dict[str, Any]  # JSON values that change with the text, found without reading it
 
 
 def part_bytes(total: int) -> int:
-  """The size from which a part of a corpus of `total` bytes is full.
-
-  Small enough to keep many cores busy, large enough that a shard is worth a file.
-  """
+  """Returns the size at which a part of a corpus of `total` bytes is full: about a 64th."""
   return min(max(total // _PARTS, _MIN_PART_BYTES), _MAX_PART_BYTES)
 
 
-def group(sizes: Sequence[int], full: int) -> list[slice]:
-  """Cuts items of these sizes into runs, each closed as soon as it holds `full` bytes."""
-  runs = []
-  start = held = 0
-  for i, size in enumerate(sizes):
-    held += size
-    if held >= full:
-      runs.append(slice(start, i + 1))
-      start, held = i + 1, 0
-  if start < len(sizes):
-    runs.append(slice(start, len(sizes)))
-  return runs
+def parts(
+  items: Sequence[Item],
+  sizes: Sequence[int],
+  read: Callable[[Sequence[Item]], Iterator[Piece]],
+  *,
+  full: int,
+  split: str = '',
+) -> Iterator[Part]:
+  """Yields parts of consecutive `items` of these sizes, each closed once it holds `full` bytes."""
+  start = size = 0
+  for end, more in enumerate(sizes, 1):
+    size += more
+    if size >= full or end == len(sizes):
+      yield Part(split, size, functools.partial(read, items[start:end]))
+      start, size = end, 0
 
 
 def known_split(name: str) -> str:
-  """`train`, `validation` or `test` by one of its usual names, or nothing."""
-  match name:
-    case 'train' | 'training':
-      return 'train'
-    case 'validation' | 'valid' | 'val' | 'dev':
-      return 'validation'
-    case 'test':
-      return 'test'
-  return ''
+  """Returns `train`, `validation` or `test` for one of its usual names, else an empty string."""
+  split = _SPLITS.get(name, name)
+  return split if split in _SPLIT_ORDER else ''
 
 
 def split_rank(split: str) -> tuple[int, str]:
-  """Sorts splits: train, validation, test, then the others by name."""
-  first = ('train', 'validation', 'test')
-  return (first.index(split), '') if split in first else (len(first), split)
+  """Returns a key that sorts splits: train, validation, test, then the others by name."""
+  return (*_SPLIT_ORDER, split).index(split), split

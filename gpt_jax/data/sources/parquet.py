@@ -3,10 +3,11 @@
 import contextlib
 import functools
 import glob
+import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from gpt_jax import errors
 from gpt_jax.data.sources import corpus, files
 
 _BATCH_BYTES = 1 << 20
+_TEXT = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
 # train-00000-of-00002, with the hash that older versions of `datasets` put behind.
 _NUMBERED = re.compile(r'(\w+)-\d+-of-\d+(-[0-9a-f]+)?')
 
@@ -26,125 +28,89 @@ class _Group(NamedTuple):
   path: pathlib.Path
   split: str
   number: int
+  first_row: int
+  num_rows: int
   size: int  # bytes of its text, as it is encoded but not compressed
 
 
 def open_source(spec: str, pattern: str, *, text_field: str) -> corpus.Source:
-  """The texts in column `text_field` of Parquet files.
+  """Opens Parquet files, for the strings (or binary that holds UTF-8) in column `text_field`.
 
-  Splits are told by the names of files and folders, as Hugging Face gives them, and come in the
-  order train, validation, test, others by name; files in the order of their paths.
-
-  Args:
-    spec: What the user wrote.
-    pattern: A path, a glob, or a folder: all the `.parquet` files anywhere below it.
-    text_field: The column; strings, or binary that holds UTF-8.
-
-  Raises:
-    UserError: No such file or column, or a file is damaged.
+  `pattern` is a path, a glob, or a folder: all the `.parquet` files anywhere below it. Splits are
+  named by files and folders, as Hugging Face does, and come in the order train, validation, test,
+  others by name; files in the order of their paths. Raises `UserError`.
   """
   pattern = os.path.expanduser(pattern)
   if os.path.isdir(pattern):
     pattern = os.path.join(glob.escape(pattern), '**', '*.parquet')
-  paths = files.find('parquet', pattern, ending='.parquet')
+  paths = files.find('parquet', pattern)
   groups: list[_Group] = []
   for path in paths:
     groups += _groups(path, _split(path, pattern), text_field)
   groups.sort(key=lambda g: (corpus.split_rank(g.split), g.path, g.number))
   full = corpus.part_bytes(sum(g.size for g in groups))
+  read = functools.partial(_read, field=text_field)
   parts: list[corpus.Part] = []
-  for split in dict.fromkeys(g.split for g in groups):
-    of_split = [g for g in groups if g.split == split]
-    for run in corpus.group([g.size for g in of_split], full):
-      parts.append(_part(of_split[run], split, text_field))
+  for split, found in itertools.groupby(groups, lambda g: g.split):
+    of_split = list(found)
+    parts += corpus.parts(of_split, [g.size for g in of_split], read, full=full, split=split)
   fingerprint = {'files': files.describe(paths), 'text_field': text_field}
   return corpus.Source(spec, tuple(parts), fingerprint)
-
-
-def _part(groups: list[_Group], split: str, field: str) -> corpus.Part:
-  rows = [(g.path, g.number) for g in groups]
-  name = f'{groups[0].path} from row group {groups[0].number}'
-  read = functools.partial(_read, rows, field)
-  return corpus.Part(name, split, sum(g.size for g in groups), read)
 
 
 def _split(path: pathlib.Path, pattern: str) -> str:
   """The split that a file belongs to by its name, else by a folder that the glob left open."""
   if numbered := _NUMBERED.fullmatch(path.stem):
     return corpus.known_split(numbered[1]) or numbered[1]
-  if split := corpus.known_split(path.stem):
-    return split
   given = pathlib.Path(os.path.abspath(pattern)).parts
   matched = [i for i, part in enumerate(given) if glob.has_magic(part)]
   folders = path.parts[matched[0] : -1] if matched else ()
-  for folder in reversed(folders):
-    if split := corpus.known_split(folder):
-      return split
-  return ''
+  return next(filter(None, map(corpus.known_split, (path.stem, *reversed(folders)))), '')
 
 
 def _groups(path: pathlib.Path, split: str, field: str) -> Iterator[_Group]:
-  """The row groups of a file that has a good column `field`."""
+  """The row groups of a file; raises `UserError` unless it has text in column `field`."""
   with _opened(path) as file:
     schema = file.schema_arrow
-    columns = ', '.join(f'{column.name} ({column.type})' for column in schema)
-    if field not in schema.names:
-      raise errors.UserError(
-        f'{path} has no column {field}, only {columns}; name the one that holds the text with '
-        '--config.data.text_field.'
-      )
-    if not _is_text(schema.field(field).type):
-      raise errors.UserError(
-        f'{path}: column {field} has {schema.field(field).type}, not text (its columns: '
-        f'{columns}); name the one that holds the text with --config.data.text_field.'
-      )
-    for index in range(file.num_row_groups):
-      yield _Group(path, split, index, _column_bytes(file, index, field))
+    kind = schema.field(field).type if field in schema.names else None
+    if isinstance(kind, pa.DictionaryType):
+      kind = kind.value_type
+    if kind not in _TEXT:
+      columns = ', '.join(f'{column.name} ({column.type})' for column in schema)
+      problem = f'{path} has no text in column {field!r}'
+      raise errors.UserError('data.text_field', problem, f'its columns: {columns}')
+    row = 0
+    for number in range(file.num_row_groups):
+      group = file.metadata.row_group(number)
+      chunks = (group.column(i) for i in range(group.num_columns))
+      size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == field)
+      yield _Group(path, split, number, row, group.num_rows, size)
+      row += group.num_rows
 
 
-def _is_text(kind: pa.DataType) -> bool:
-  if pa.types.is_dictionary(kind):
-    kind = kind.value_type
-  texts = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
-  return kind in texts
-
-
-def _column_bytes(file: pq.ParquetFile, index: int, field: str) -> int:
-  group = file.metadata.row_group(index)
-  columns = (group.column(i) for i in range(group.num_columns))
-  return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == field)
-
-
-def _read(groups: list[tuple[pathlib.Path, int]], field: str) -> Iterator[corpus.Piece]:
-  for path, index in groups:
+def _read(groups: Sequence[_Group], *, field: str) -> Iterator[corpus.Piece]:
+  for path, _, number, row, num_rows, size in groups:
     with _opened(path) as file:
-      if index >= file.num_row_groups or field not in file.schema_arrow.names:
-        raise ValueError('it changed while it was read')
-      row = sum(file.metadata.row_group(i).num_rows for i in range(index))
-      num_rows = file.metadata.row_group(index).num_rows
-      mean = _column_bytes(file, index, field) // max(1, num_rows)
+      mean = size // max(1, num_rows)
       batch_size = max(1, min(num_rows, _BATCH_BYTES // max(1, mean)))
       for batch in file.iter_batches(
-        batch_size, row_groups=[index], columns=[field], use_threads=False
+        batch_size, row_groups=[number], columns=[field], use_threads=False
       ):
         # As bytes: invalid UTF-8 is for sources.decode to see.
         for text in batch.column(field).cast(pa.large_binary()).to_pylist():
           if text is None:
-            raise errors.UserError(
-              f'{path} row {row}: column {field} is null, not text; mend the file or name another '
-              'column with --config.data.text_field.'
-            )
+            raise errors.UserError('data.text_field', f'{path} row {row}: {field!r} is null')
           yield corpus.Piece(f'{path} row {row}', text)
           row += 1
 
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[pq.ParquetFile]:
-  """The file, with what pyarrow says of a bad one as `UserError`, in the `with` as well."""
+  """The file; turns what pyarrow says of a damaged one into `UserError`, in the `with` as well."""
   try:
     with path.open('rb') as raw, pq.ParquetFile(raw) as file:
       yield file
-  except (pa.ArrowException, ValueError) as e:
+  except (pa.ArrowException, ValueError, KeyError) as e:  # or it changed while it was read
     raise files.damaged(path, e) from e
   except OSError as e:  # pyarrow raises it without a number for a damaged file
     raise (files.unreadable(path, e) if e.errno else files.damaged(path, e)) from e

@@ -1,11 +1,14 @@
-"""Text files, a document each."""
+"""Text files, a document each, and JSON lines (jsonlines.org), a document a line."""
 
 import functools
+import json
 import pathlib
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
+from gpt_jax import errors
 from gpt_jax.data.sources import corpus, files
 
 _PIECE_BYTES = 1 << 20
@@ -16,24 +19,23 @@ _MARK = b'\xef\xbb\xbf'
 # whatever stands around them, so the tokens of the pieces are those of the whole.
 _UP_TO_CUT = re.compile(rb'.*[A-Za-z](?= [A-Za-z])', re.DOTALL)
 
+# The lines of a file that begin at one offset or behind it, and before another.
+_Range = tuple[pathlib.Path, int, int]
 
-def open_source(spec: str, pattern: str) -> corpus.Source:
-  """The files that `pattern` names, in the order of their paths; raises `UserError`.
+
+def open_text(spec: str, pattern: str) -> corpus.Source:
+  """Opens the files that `pattern` names, in the order of their paths; raises `UserError`.
 
   A byte-order mark at the start of a file is dropped; nothing else is changed.
   """
-  paths = files.find('text', pattern, ending='.txt')
+  paths = files.find('text', pattern)
   described = files.describe(paths)
   sizes = [size for _, size, _ in described]
-  parts = []
-  for run in corpus.group(sizes, corpus.part_bytes(sum(sizes))):
-    more = len(paths[run]) - 1
-    name = f'{paths[run][0]} and {more:,} more' if more else str(paths[run][0])
-    parts.append(corpus.Part(name, '', sum(sizes[run]), functools.partial(_read, paths[run])))
+  parts = corpus.parts(paths, sizes, _read_text, full=corpus.part_bytes(sum(sizes)))
   return corpus.Source(spec, tuple(parts), {'files': described})
 
 
-def _read(paths: list[pathlib.Path]) -> Iterator[corpus.Piece]:
+def _read_text(paths: Sequence[pathlib.Path]) -> Iterator[corpus.Piece]:
   for path in paths:
     with files.open_binary(path) as file:
       yield from _pieces(file, str(path))
@@ -44,19 +46,96 @@ def _pieces(file: BinaryIO, name: str) -> Iterator[corpus.Piece]:
 
   Text without a place to cut, such as Chinese, grows in memory until there is one.
   """
+
+  def piece(length: int, *, last: bool) -> corpus.Piece:
+    place = f'{name} from byte {offset}' if offset else name
+    return corpus.Piece(place, bytes(buffer[:length]), last)
+
   buffer = bytearray(file.read(_PIECE_BYTES))
   offset = len(_MARK) if buffer.startswith(_MARK) else 0
   del buffer[:offset]
   searched = 0
   while block := file.read(_PIECE_BYTES):
     if cut := _UP_TO_CUT.match(buffer, searched):
-      yield corpus.Piece(_place(name, offset), bytes(buffer[: cut.end()]), last=False)
+      yield piece(cut.end(), last=False)
       offset += cut.end()
       del buffer[: cut.end()]
     searched = max(0, len(buffer) - 2)  # a letter and a space may be the begin of a place to cut
     buffer += block
-  yield corpus.Piece(_place(name, offset), bytes(buffer))
+  yield piece(len(buffer), last=True)
 
 
-def _place(name: str, offset: int) -> str:
-  return f'{name} from byte {offset}' if offset else name
+def open_jsonl(spec: str, pattern: str, *, text_field: str) -> corpus.Source:
+  """Opens the files that `pattern` names, by path, for the texts in `text_field`."""
+  paths = files.find('jsonl', pattern)
+  described = files.describe(paths)
+  full = corpus.part_bytes(sum(size for _, size, _ in described))
+  ranges: list[_Range] = []
+  sizes = []
+  for path, (_, size, _) in zip(paths, described, strict=True):
+    step = max(1, size if path.suffix in files.COMPRESSED else full)  # those have no offsets
+    for start in range(0, max(1, size), step):
+      stop = start + step
+      ranges.append((path, start, stop if stop < size else sys.maxsize))
+      sizes.append(min(step, size - start))
+  parts = corpus.parts(ranges, sizes, functools.partial(_read_jsonl, field=text_field), full=full)
+  return corpus.Source(spec, tuple(parts), {'files': described, 'text_field': text_field})
+
+
+def _read_jsonl(ranges: Sequence[_Range], *, field: str) -> Iterator[corpus.Piece]:
+  for path, start, stop in ranges:
+    for offset, line in _lines(path, start, stop):
+      try:
+        text = _field(line, field)
+      except (ValueError, RecursionError, LookupError) as e:
+        line_place = f'{path}, line {_line_number(path, offset):,}'
+        if isinstance(e, LookupError):
+          raise errors.UserError('data.text_field', f'{line_place} has {e.args[0]}') from e
+        fix = 'fix the line or leave the file out of `data.source`'
+        raise errors.UserError(line_place, f'not a JSON object ({e})', fix) from e
+      yield corpus.Piece(f'{path} at byte {offset}', text)
+
+
+def _lines(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+  """The lines that aren't blank and begin in [start, stop), each with its offset."""
+  with files.open_binary(path) as file:
+    offset = start
+    if start:  # the rest of the line that begins before `start` is the range's before
+      file.seek(start - 1)
+      offset += len(file.readline()) - 1
+    while offset < stop and (line := file.readline()):
+      text = (line.removeprefix(_MARK) if not offset else line).rstrip()
+      if text:
+        yield offset, text
+      offset += len(line)
+
+
+def _line_number(path: pathlib.Path, offset: int) -> int:
+  number = 1
+  with files.open_binary(path) as file:
+    while offset and (block := file.read(min(offset, _PIECE_BYTES))):
+      number, offset = number + block.count(b'\n'), offset - len(block)
+  return number
+
+
+def _field(line: bytes, field: str) -> str | bytes:
+  """The text in a line; bytes if the line isn't UTF-8, so that `sources.decode` sees them.
+
+  Raises `ValueError` or `RecursionError` if it is no JSON object, `LookupError` if it has no text.
+  """
+  try:
+    json_text, valid = line.decode(), True
+  except UnicodeDecodeError:
+    json_text, valid = line.decode('utf-8', 'surrogateescape'), False
+  record = json.loads(json_text)
+  if not isinstance(record, dict):
+    raise ValueError(f'it is a {type(record).__name__}')
+  text = record.get(field)
+  if not isinstance(text, str):
+    value = f' but {json.dumps(text)[:40]}' if field in record else ''
+    texts = ', '.join(k for k, v in record.items() if isinstance(v, str)) or 'none'
+    raise LookupError(f'no text in field {field!r}{value}; fields with text: {texts}')
+  try:
+    return text if valid else text.encode('utf-8', 'surrogateescape')
+  except UnicodeEncodeError:  # it spells a lone surrogate as \u escape too
+    return text

@@ -1,6 +1,7 @@
 """Tokenizers of the smallest pieces: a token a character, or a token a byte of UTF-8."""
 
 import collections
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,47 +22,33 @@ class CharTokenizer(base.Tokenizer):
 
   kind = 'char'
 
-  def __init__(self, characters: str, special_tokens: Sequence[str] = ()):
-    """Takes the vocabulary, in the order of the ids, and the names of the special tokens."""
+  def __init__(self, characters: str, special_tokens: Iterable[str] = ()):
     self._characters = characters
     self._special_tokens = base.in_order(special_tokens)
-    self._number_special_tokens(self._special_tokens, len(characters))
+    self._set_special_ids({n: len(characters) + i for i, n in enumerate(self._special_tokens)})
     self.vocab_size = len(characters) + len(self._special_tokens)
     points = _code_points(characters)
     special = np.full(len(self._special_tokens), _REPLACEMENT, '<u4')
     self._points = np.concatenate([points, special])
-    missing = self.vocab_size if self.unknown is None else self.unknown
+    missing = self.vocab_size if self.unk_id is None else self.unk_id
     self._ids = np.full(_CODE_POINTS, missing, np.uint32)
     self._ids[points] = np.arange(len(characters))
 
   def encode(self, text: str) -> np.ndarray:
-    """As `Tokenizer.encode`."""
     ids: np.ndarray = self._ids[_code_points(text)]
     if ids.size and ids.max() == self.vocab_size:
-      raise errors.UserError(self._complaint(text, ids))
+      missing = np.flatnonzero(ids == self.vocab_size).tolist()
+      found = ', '.join(f'{text[i]!r} at position {i}' for i in missing[:5])
+      problem = f'{len(missing)} characters are not in {reprlib.repr(self._characters)}: {found}'
+      fix = 'train with `data.special_tokens=unk` or `data.tokenizer=byte` to allow them'
+      raise errors.UserError('text', problem, fix)
     return ids
 
-  def _complaint(self, text: str, ids: np.ndarray) -> str:
-    where = np.flatnonzero(ids == self.vocab_size)
-    first = ', '.join(f'{text[i]!r} at position {i}' for i in where[:5].tolist())
-    more = f' and {len(where) - 5} more' if len(where) > 5 else ''
-    size = len(self._characters)
-    allowed = repr(self._characters[:200]) + ('...' if size > 200 else '')
-    return (
-      f'the text has characters outside the vocabulary: {first}{more}. Allowed are the '
-      f'{size} characters {allowed}; leave the others out, or train with '
-      '--config.data.special_tokens=unk, which stands for all others, or with '
-      '--config.data.tokenizer=byte, which knows every character.'
-    )
-
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """As `Tokenizer.decode`."""
-    return str(self._points[self._checked_text(ids)].tobytes(), 'utf-32-le')
+    return str(self._points[self._checked(ids)].tobytes(), 'utf-32-le')
 
   def to_dict(self) -> dict[str, Any]:
-    """As `Tokenizer.to_dict`."""
-    description = {'kind': self.kind, 'characters': self._characters}
-    return {**description, **_named(self._special_tokens)}
+    return {'kind': self.kind, 'characters': self._characters, **_named(self._special_tokens)}
 
 
 class ByteTokenizer(base.Tokenizer):
@@ -69,31 +56,26 @@ class ByteTokenizer(base.Tokenizer):
 
   kind = 'byte'
 
-  def __init__(self, special_tokens: Sequence[str] = ()):
-    """Takes the names of the special tokens beside eos."""
+  def __init__(self, special_tokens: Iterable[str] = ()):
     self._special_tokens = [n for n in base.in_order(special_tokens) if n != 'eos']
-    self._number_special_tokens(['eos', *self._special_tokens], 256)
+    self._set_special_ids({n: 256 + i for i, n in enumerate(['eos', *self._special_tokens])})
     self.vocab_size = 257 + len(self._special_tokens)
 
   def encode(self, text: str) -> np.ndarray:
-    """As `Tokenizer.encode`."""
     return np.frombuffer(text.encode('utf-8', 'replace'), np.uint8).astype(np.uint32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """As `Tokenizer.decode`."""
-    return str(self._checked_text(ids).astype(np.uint8).tobytes(), 'utf-8', 'replace')
+    return str(self._checked(ids).astype(np.uint8).tobytes(), 'utf-8', 'replace')
 
   def token_bytes(self, token: int) -> bytes:
-    """As `Tokenizer.token_bytes`: one byte, or none for a special token."""
-    return self._checked_text([token]).astype(np.uint8).tobytes()
+    return self._checked([token]).astype(np.uint8).tobytes()
 
   def to_dict(self) -> dict[str, Any]:
-    """As `Tokenizer.to_dict`."""
     return {'kind': self.kind, **_named(self._special_tokens)}
 
 
 def count(texts: Iterable[str]) -> collections.Counter[str]:
-  """How often each character occurs."""
+  """Returns how often each character occurs."""
   totals = np.zeros(_CODE_POINTS, np.int64)
   for text in texts:
     times = np.bincount(_code_points(text))
@@ -103,7 +85,7 @@ def count(texts: Iterable[str]) -> collections.Counter[str]:
 
 
 def _named(special_tokens: list[str]) -> dict[str, Any]:
-  """The entry of special tokens in `to_dict`; none where there are none, as in older runs."""
+  """The entry of special tokens in `to_dict`; none if there are none, as in older runs."""
   return {'special_tokens': special_tokens} if special_tokens else {}
 
 

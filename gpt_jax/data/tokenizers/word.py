@@ -2,10 +2,11 @@
 
 A word is a run of letters and digits, with apostrophes inside it (`don't`), and each other
 character that isn't space is one by itself. Case is kept; spaces and line breaks are not: decoding
-puts a space between words, so the text that comes back is readable but isn't the one that went in.
+puts a space between words, so the decoded text is readable but isn't the one that was encoded.
 """
 
 import collections
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -25,43 +26,37 @@ class WordTokenizer(base.Tokenizer):
 
   kind = 'word'
 
-  def __init__(self, words: Sequence[str], special_tokens: Sequence[str]):
-    """Takes the vocabulary, in the order of the ids, and the names of the special tokens."""
+  def __init__(self, words: Sequence[str], special_tokens: Iterable[str]):
     self._special_tokens = base.in_order([*special_tokens, 'eos', 'unk'])
-    self._number_special_tokens(self._special_tokens, len(words))
+    self._set_special_ids({n: len(words) + i for i, n in enumerate(self._special_tokens)})
     self._words = list(words)
     self._texts = [*words, *(UNKNOWN for _ in self._special_tokens)]
     self._ids = {word: i for i, word in enumerate(words)}
     self.vocab_size = len(self._texts)
 
   def encode(self, text: str) -> np.ndarray:
-    """As `Tokenizer.encode`."""
-    ids = [self._ids.get(word, self.unknown) for word in _split(text)]
+    ids = [self._ids.get(word, self.unk_id) for word in _split(text)]
     return np.array(ids, np.uint32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """As `Tokenizer.decode`; a space before each word, but not before `.,!?;:)` nor after `(`."""
-    text = ' '.join(self._texts[i] for i in self._checked_text(ids).tolist())
+    """Decodes with a space before each word, but not before `.,!?;:)` nor after `(`."""
+    text = ' '.join(self._texts[i] for i in self._checked(ids).tolist())
     return _SPACE_AFTER.sub(r'\1', _SPACE_BEFORE.sub(r'\1', text))
 
   def to_dict(self) -> dict[str, Any]:
-    """As `Tokenizer.to_dict`."""
     words = ' '.join(self._words)
     return {'kind': self.kind, 'words': words, 'special_tokens': self._special_tokens}
 
 
 def count(texts: Iterable[str]) -> collections.Counter[str]:
-  """How often each word occurs."""
-  counts: collections.Counter[str] = collections.Counter()
-  for text in texts:
-    counts.update(_split(text))
-  return counts
+  """Returns how often each word occurs."""
+  return collections.Counter(itertools.chain.from_iterable(map(_split, texts)))
 
 
 def build(
-  counts: Mapping[str, int], *, min_frequency: int, special_tokens: Sequence[str]
+  counts: Mapping[str, int], *, min_frequency: int, special_tokens: Iterable[str]
 ) -> WordTokenizer:
-  """A tokenizer of the words that occur `min_frequency` times; the most frequent have low ids."""
+  """Builds a tokenizer of the words that occur `min_frequency` times, the most frequent first."""
   frequent = [word for word, times in counts.items() if times >= min_frequency]
   return WordTokenizer(sorted(frequent, key=lambda w: (-counts[w], w)), special_tokens)
 

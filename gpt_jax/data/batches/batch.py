@@ -1,0 +1,20 @@
+"""One batch: what the data pipeline makes, and, as arrays on the devices, what a step takes."""
+
+from typing import Any, NamedTuple
+
+IGNORED = -1  # a target that doesn't count
+
+
+class Batch(NamedTuple):
+  """Token ids and the ids that follow them: NumPy or JAX arrays of one shape (…, B, L).
+
+  Attributes:
+    inputs: int32 token ids.
+    targets: int32, the token after each input, `IGNORED` where nothing is to be predicted.
+    segments: int32, numbers the documents packed into a row from 1, 0 for padding; None if rows are
+      not packed.
+  """
+
+  inputs: Any
+  targets: Any
+  segments: Any = None

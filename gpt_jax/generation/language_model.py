@@ -1,0 +1,210 @@
+"""A model with its parameters and tokenizer, as `gpt_jax.load` returns it: text in, text out.
+
+Shapes in names: B batch, L length, D width (n_embd), V vocabulary.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax import errors
+from gpt_jax import progress as progress_lib
+from gpt_jax.data import tokenizers
+from gpt_jax.generation import beam, decode, loop, options, sampling, speculative
+from gpt_jax.generation import prompts as prompts_lib
+from gpt_jax.generation import rows as rows_lib
+from gpt_jax.models import gpt
+from gpt_jax.weights import saved_model
+
+_DTYPES = ('auto', 'float32', 'bfloat16')
+_STOP_INTERVAL = 16  # tokens after which stop strings are searched for
+# Seconds that a call of the device may take, until progress is reported and it can be interrupted:
+_STREAM_PATIENCE, _BATCH_PATIENCE = 0.05, 0.5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+  """A language model to use; inputs and outputs are text or token ids, on the host."""
+
+  config: config_lib.ModelConfig
+  params: Any = dataclasses.field(repr=False)
+  tokenizer: tokenizers.Tokenizer | None  # if None, prompts are token ids
+  step: int | None = None  # of the checkpoint it was read from, if any
+
+  def generate(
+    self,
+    prompts: str | Sequence[prompts_lib.Prompt],
+    *,
+    log_probs: bool = False,
+    progress: progress_lib.Report | None = None,
+    request: options.Request | None = None,
+    **arguments: Any,
+  ) -> list[rows_lib.Sample]:
+    """Continues each prompt; for several samples of one, repeat it: `generate([prompt] * 5)`.
+
+    A result depends on its prompt, `seed`, and which sample of the prompt it is, not on the others.
+
+    Args:
+      prompts: Strings or lists of token ids, each of at most `block_size` tokens; one string is
+        a list of one. An empty prompt is the start of a text.
+      log_probs: Whether to return the log-probabilities of the new tokens.
+      progress: Called with the number of new tokens of the longest text.
+      request: What `options.make` returned, instead of `arguments`.
+      **arguments: Those of `options.make`: `max_new_tokens`, `temperature`, `stop` and so on.
+
+    Raises:
+      UserError: Arguments are invalid.
+    """
+    request = request or options.make(**arguments)
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    ids = prompts_lib.encode_all(self.config, self.tokenizer, prompts)
+    stop = request.stop
+    rows = [rows_lib.Row(i, self.tokenizer, stop=stop, log_probs=log_probs) for i in ids]
+    for _ in self._run(rows, request, patience=_BATCH_PATIENCE):
+      if progress:
+        longest = max(len(row.sample.tokens) for row in rows)
+        progress('tokens', longest, request.settings.max_new_tokens)
+    return [row.sample for row in rows]
+
+  def stream(
+    self, prompt: prompts_lib.Prompt, *, request: options.Request | None = None, **arguments: Any
+  ) -> Generator[str, None, rows_lib.Sample]:
+    """Continues a prompt, part by part; together they are the `text` that `generate` returns.
+
+    Parts never break a character. Arguments and errors, which come at once, are those of
+    `generate`. The generator returns the `Sample`, the value of `yield from`.
+    """
+    request = request or options.make(**arguments)
+    if self.tokenizer is None:
+      raise errors.UserError('prompt', 'the model has no tokenizer', 'use generate')
+    ids = prompts_lib.encode(self.config, self.tokenizer, prompt)
+    row = rows_lib.Row(ids, self.tokenizer, stop=request.stop)
+    steps = self._run([row], request, patience=_STREAM_PATIENCE)
+
+    def parts() -> Generator[str, None, rows_lib.Sample]:
+      given = 0
+      for _ in steps:
+        text = row.sample.text or ''
+        if len(text) > given:
+          yield text[given:]
+        given = len(text)
+      return row.sample
+
+    return parts()
+
+  def _run(
+    self, rows: list[rows_lib.Row], request: options.Request, *, patience: float
+  ) -> Iterator[None]:
+    """Returns the loop that generates `rows`; raises `UserError` if it doesn't fit the model."""
+    settings, model = request.settings, gpt.GPT(self.config)
+    if request.stop and self.tokenizer is None:
+      raise errors.UserError('stop', 'the model has no tokenizer, so there is no text to stop at')
+    if request.draft is not None:
+      if not isinstance(request.draft, LanguageModel):
+        problem = f'{request.draft!r} must be a model that gpt_jax.load returned'
+        raise errors.UserError('draft', problem)
+      search = speculative.search(self, request.draft, settings)
+    elif settings.num_beams > 1:
+      search = beam.search(model, self.params, settings, [row.context for row in rows])
+    else:
+      search = decode.Search((model,), (self.params,), decode.advance)
+    how = sampling.make(
+      settings,
+      vocab_size=self.config.vocab_size,
+      eos_id=self.tokenizer.eos_id if self.tokenizer else None,
+      bias_V=options.bias(self.config, self.tokenizer, request),
+    )
+    return loop.run(
+      search,
+      rows,
+      how,
+      max_new_tokens=settings.max_new_tokens,
+      patience=patience,
+      at_most=_STOP_INTERVAL if request.stop else None,
+    )
+
+  def encode(self, prompt: prompts_lib.Prompt) -> list[int]:
+    """Returns the token ids of a prompt, at least one; raises `UserError` if it is invalid."""
+    return prompts_lib.encode(self.config, self.tokenizer, prompt)
+
+  def logits(self, tokens_BL: np.ndarray | Sequence[Sequence[int]]) -> jax.Array:
+    """Returns the logits of the token after each position, float32 (B, L, `vocab_size`).
+
+    L is from 1 to `block_size`; each shape is compiled once. Raises `UserError` for other shapes
+    or invalid ids.
+    """
+    tokens_BL = np.asarray(tokens_BL)
+    if tokens_BL.ndim != 2 or not tokens_BL.size:
+      raise errors.UserError('tokens_BL', f'shape {tokens_BL.shape} must be (batch, length)')
+    for row in tokens_BL:
+      prompts_lib.check(self.config, row, key='tokens_BL')
+    return _logits(gpt.GPT(self.config), self.params, tokens_BL.astype(np.int32))
+
+  def embed(self, texts: str | Sequence[prompts_lib.Prompt], *, batch_size: int = 32) -> np.ndarray:
+    """Returns the mean of each text's last hidden states, float32 (texts, `n_embd`).
+
+    Texts are as the prompts of `generate`, and `batch_size` of them are computed together. Raises
+    `UserError` if either is invalid.
+    """
+    if batch_size < 1:
+      raise errors.UserError('batch_size', f'{batch_size} must be at least 1')
+    texts = [texts] if isinstance(texts, str) else texts
+    ids = prompts_lib.encode_all(self.config, self.tokenizer, texts, key='texts')
+    vectors = np.zeros((len(ids), self.config.n_embd), np.float32)
+    by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    for begin in range(0, len(ids), batch_size):
+      rows = by_length[begin : begin + batch_size]
+      L = loop.bucket(len(ids[rows[-1]]), self.config.block_size)
+      tokens_BL, length_B = np.zeros((batch_size, L), np.int32), np.ones(batch_size, np.int32)
+      for row, i in enumerate(rows):
+        tokens_BL[row, : len(ids[i])], length_B[row] = ids[i], len(ids[i])
+      mean_BD = _mean_hidden(gpt.GPT(self.config), self.params, tokens_BL, length_B)
+      vectors[rows] = mean_BD[: len(rows)]
+    return vectors
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _logits(model: gpt.GPT, params: Any, tokens_BL: jax.Array) -> jax.Array:
+  logits_BLV, _ = model.apply({'params': params}, tokens_BL)
+  return logits_BLV[..., : model.config.vocab_size]
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _mean_hidden(
+  model: gpt.GPT, params: Any, tokens_BL: jax.Array, length_B: jax.Array
+) -> jax.Array:
+  hidden_BLD, _ = model.apply({'params': params}, tokens_BL, method='hidden')
+  known_BL1 = (jnp.arange(tokens_BL.shape[1]) < length_B[:, None])[..., None]
+  return (hidden_BLD.astype(jnp.float32) * known_BL1).sum(1) / length_B[:, None]
+
+
+def load(path: str | os.PathLike[str], *, dtype: str = 'auto') -> LanguageModel:
+  """Reads a model onto the first device. No code from `path` runs, nothing is unpickled.
+
+  Args:
+    path: A run's workdir, one checkpoint in it, or a model directory of Hugging Face or OpenAI; see
+      `saved_model.open_model`.
+    dtype: The type to compute in and to keep matrices in: float32, bfloat16, or auto: the type the
+      model was trained in (others: float32), but float32 on a CPU, which is slower in bfloat16.
+
+  Raises:
+    UserError: There is no model, it is damaged, or there is no such `dtype`.
+  """
+  if dtype not in _DTYPES:
+    raise errors.UserError('dtype', f'{dtype!r} must be one of {", ".join(_DTYPES)}')
+  saved = saved_model.open_model(path)
+  device = jax.devices()[0]
+  if dtype == 'auto':
+    dtype = 'float32' if device.platform == 'cpu' else saved.config.dtype
+  abstract = gpt.abstract_params(saved.config, jax.sharding.SingleDeviceSharding(device))
+  params = gpt.cast_matrices(saved.load(abstract), dtype)
+  # Decoding has its own attention, and the machine need not be the one that trained.
+  config = dataclasses.replace(saved.config, attention='xla', dtype=dtype)
+  return LanguageModel(config, params, saved.tokenizer, saved.step)

@@ -1,0 +1,40 @@
+"""Reads files that people may have edited or damaged."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from gpt_jax import errors
+
+_T = TypeVar('_T')
+
+
+def read_bytes(path: pathlib.Path) -> bytes:
+  """Returns the contents of a file; raises `UserError` if it can't be read."""
+  try:
+    return path.read_bytes()
+  except OSError as e:
+    raise errors.UserError(str(path), f'cannot be read ({e.strerror})') from e
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the object in a JSON file; raises `UserError` unless it holds one, in UTF-8."""
+  try:
+    values = json.loads(read_bytes(path).decode())
+  except (ValueError, RecursionError) as e:
+    raise errors.UserError(str(path), f'is damaged ({e})', 'restore it or get it again') from e
+  if not isinstance(values, dict):
+    raise errors.UserError(
+      str(path), 'is damaged: must be a JSON object', 'restore it or get it again'
+    )
+  return values
+
+
+def read_as(path: pathlib.Path, make: Callable[[dict[str, Any]], _T]) -> _T:
+  """Returns what `make` does of the object in a JSON file; its user errors are raised at `path`."""
+  values = read(path)
+  try:
+    return make(values)
+  except errors.UserError as e:
+    raise e.at(str(path)) from e

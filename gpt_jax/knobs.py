@@ -1,0 +1,111 @@
+"""Typed options with documentation and limits, as fields of frozen dataclasses.
+
+Imports only the standard library, so that `--help` and a wrong flag answer at once.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from gpt_jax import errors
+
+_EXPECTED = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
+
+
+def knob(
+  default: Any,
+  doc: str,
+  *,
+  at_least: float | None = None,
+  at_most: float | None = None,
+  above: float | None = None,
+  below: float | None = None,
+  choices: tuple[str, ...] | None = None,
+) -> Any:
+  """Declares a dataclass field with its default, a line of documentation and its limits."""
+  limits = [
+    (at_least, 'at least', lambda v, limit: v >= limit),
+    (above, 'above', lambda v, limit: v > limit),
+    (at_most, 'at most', lambda v, limit: v <= limit),
+    (below, 'below', lambda v, limit: v < limit),
+  ]
+  limits = [(limit, words, holds) for limit, words, holds in limits if limit is not None]
+  return dataclasses.field(
+    default=default, metadata={'doc': doc, 'limits': limits, 'choices': choices}
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+  """A leaf of a config: its dotted key, declaration and value."""
+
+  key: str
+  field: dataclasses.Field[Any]
+  value: Any
+
+
+def knobs(config: Any, prefix: str = '') -> Iterator[Knob]:
+  """Yields every leaf of `config`, in the order of declaration."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from knobs(value, f'{prefix}{field.name}.')
+    else:
+      yield Knob(prefix + field.name, field, value)
+
+
+def replace(config: Any, values: Mapping[str, Any]) -> Any:
+  """Returns a copy of `config` with these values by dotted key; `TypeError` for an unknown key."""
+  sections: dict[str, dict[str, Any]] = {}
+  leaves = {}
+  for key, value in values.items():
+    section, dot, rest = key.partition('.')
+    if dot:
+      sections.setdefault(section, {})[rest] = value
+    else:
+      leaves[key] = value
+  nested = {name: replace(getattr(config, name), inner) for name, inner in sections.items()}
+  return dataclasses.replace(config, **nested, **leaves)
+
+
+def parse(key: str, kind: Any, text: str) -> Any:
+  """Parses the value of a knob of type `kind`; raises `UserError`."""
+  try:
+    if kind is bool:
+      return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
+    return kind(text)
+  except (ValueError, KeyError):
+    raise errors.UserError(key, f'{text!r} must be {_EXPECTED[kind]}') from None
+
+
+def problems(knob: Knob) -> Iterator[errors.UserError]:
+  """Yields what is wrong with a value by itself: type, choices, limits."""
+  value, wanted = knob.value, knob.field.type
+  if wanted is float and type(value) is int:
+    value = float(value)
+  if type(value) is not wanted:
+    name = getattr(wanted, '__name__', wanted)
+    yield errors.UserError(knob.key, f'{value!r} is {type(value).__name__}, must be {name}')
+    return
+  if isinstance(value, float) and not math.isfinite(value):
+    yield errors.UserError(knob.key, f'{value} must be a finite number')
+    return
+  choices = knob.field.metadata['choices']
+  if choices and value not in choices:
+    hint = suggestion(value, choices)
+    yield errors.UserError(knob.key, f'{value!r} must be one of {", ".join(choices)}', hint)
+  limits = knob.field.metadata['limits']
+  if not all(holds(value, limit) for limit, _, holds in limits):
+    allowed = ' and '.join(f'{words} {limit}' for limit, words, _ in limits)
+    yield errors.UserError(knob.key, f'{value} must be {allowed}')
+
+
+def suggestion(given: str, known: Iterable[str]) -> str:
+  """Returns 'did you mean X?' for the nearest of the `known` names, or an empty string."""
+  known = list(known)
+  near = difflib.get_close_matches(given, known, n=1, cutoff=0.75)
+  near = near or [k for k in known if k.rpartition('.')[2] == given.rpartition('.')[2]]
+  near = near or difflib.get_close_matches(given, known, n=1)
+  return f'did you mean `{near[0]}`?' if near else ''

@@ -1,0 +1,106 @@
+"""What a run prints: a summary before its first step, its progress, and the result."""
+
+import datetime
+import time
+
+import jax
+
+from gpt_jax import progress
+from gpt_jax.data import loader
+from gpt_jax.models import gpt, lora
+from gpt_jax.parallel import mesh as mesh_lib
+from gpt_jax.training import metrics as metrics_lib
+from gpt_jax.training import program as program_lib
+from gpt_jax.weights import run_dir
+
+
+def summarize(program: program_lib.Program, data: loader.Data, run: run_dir.RunDir) -> None:
+  """Prints what will be trained, on which text, on which devices, and where the results go."""
+  model, train = program.config.model, program.config.train
+  total, tokens = gpt.parameter_count(model), program.tokens.size
+  mesh = program.tokens.sharding.mesh
+  axes = ' × '.join(f'{name} {size}' for name, size in mesh.shape.items())
+  for source in data.sources:
+    _row('text', source.summary())
+  _row('tokenizer', f'{data.tokenizer.kind}, {model.vocab_size:,} tokens')
+  _row('train on', data.train.summary)
+  _row('validate on', data.val.summary)
+  _row(
+    'model',
+    f'{total:,} parameters: {model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, '
+    f'context {model.block_size}; {model.dtype}, {model.attention} attention',
+  )
+  if model.lora_rank:
+    adapters = sum(x.size for x in jax.tree.leaves(lora.split(program.state.params)[0]))
+    _row('adapters', f'rank {model.lora_rank}: {adapters:,} of {total:,} parameters are trained')
+  _row('devices', f'{jax.device_count()} × {jax.devices()[0].device_kind}; mesh {axes}')
+  _row(
+    'steps',
+    f'{train.steps:,} of {tokens:,} tokens: {train.batch_size} sequences × {model.block_size}'
+    + (f' in {parts} micro-batches' if (parts := train.gradient_accumulation) > 1 else ''),
+  )
+  _row('results in', str(run.path))
+
+
+def compile_program(program: program_lib.Program) -> program_lib.Program:
+  """Compiles both steps; prints the time it took and the memory that training takes."""
+  began = time.monotonic()
+  program = program.compile()
+  gradients, _ = lora.split_trained(program.state.params)
+  state = mesh_lib.per_device_bytes(program.state)
+  analysis = program.train_step.memory_analysis()
+  peak = state + (analysis.temp_size_in_bytes if analysis is not None else 0)
+  limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+  _row(
+    'memory',
+    f'{progress.short(state + mesh_lib.per_device_bytes(gradients))}B per device for parameters, '
+    f'gradients and optimizer; {progress.short(peak)}B in a step'
+    + (f' of {progress.short(limit)}B' if limit else ''),
+  )
+  _row('compiled', f'in {time.monotonic() - began:.1f} s')
+  return program
+
+
+def result(lines: list[metrics_lib.Line], run: run_dir.RunDir) -> str:
+  """Returns the result of a finished run, and what to do with it."""
+  step, loss = metrics_lib.best(lines) or (0, float('nan'))
+  return (
+    f'finished: best val loss {loss:.4f} at step {step}; curves in {run.plot}\n'
+    f'sample it: python -m gpt_jax.sample --model={run.path}'
+  )
+
+
+class Console:
+  """Reports the progress of a run: a bar on a terminal, lines elsewhere."""
+
+  def __init__(self, bar: progress.Bar, *, steps: int, start: int) -> None:
+    self.say = bar.say
+    self._bar, self._steps, self._start = bar, steps, start
+    self._since, self._rate = time.monotonic(), 0.0
+
+  def step(self, step: int, loss: float) -> None:
+    """Reports a step."""
+    note = f'{progress.short(self._rate)} tokens/s, loss {loss:.3f}'
+    self._bar.show('training', step, self._steps, note)
+
+  def logged(self, step: int, line: metrics_lib.Line) -> None:
+    """Reports a training line of metrics.jsonl."""
+    self._rate = line['perf/tokens_per_second']
+    if not self._bar.visible:
+      seconds = (time.monotonic() - self._since) / (step - self._start) * (self._steps - step)
+      self.say(
+        f'step {step}/{self._steps}  loss {line["train/loss"]:.4f}  '
+        f'grad {line["train/grad_norm"]:.2f}  lr {line["train/learning_rate"]:.2e}  '
+        f'{self._rate:,.0f} tokens/s  {datetime.timedelta(seconds=round(seconds))} left'
+      )
+
+  def evaluated(self, step: int, line: metrics_lib.Line, *, best: bool) -> None:
+    """Reports a validation line of metrics.jsonl."""
+    self.say(
+      f'step {step}/{self._steps}  val loss {line["val/loss"]:.4f}  '
+      f'perplexity {line["val/perplexity"]:.2f}{"  best" if best else ""}'
+    )
+
+
+def _row(name: str, value: str) -> None:
+  print(f'{name:>11}  {value}', flush=True)

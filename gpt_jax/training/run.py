@@ -1,0 +1,123 @@
+"""The directory of a run, checked before anything slow, then written; `run_dir` reads it."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from gpt_jax import atomic, errors, json_files, knobs
+from gpt_jax import config as config_lib
+from gpt_jax.data import loader
+from gpt_jax.training import metrics as metrics_lib
+from gpt_jax.training import optimizer
+from gpt_jax.weights import run_dir
+
+# Keys that may change within a run: they decide where it is computed and what is reported, not the
+# parameters (except for the order of float32 sums, which mesh and gradient_accumulation change).
+_FREE = re.compile(
+  r'mesh\..*|model\.(attention|remat)|data\.(cache_dir|processes|verify)'
+  r'|train\.(gradient_accumulation|.*_every|eval_batches|keep_checkpoints|tensorboard)'
+)
+# Keys that may change if the learning rates of the steps taken stay the same.
+_SCHEDULE = re.compile(
+  r'train\.steps|optimizer\.(.*learning_rate|warmup_steps|schedule|decay_steps)'
+)
+
+
+class Run(run_dir.RunDir):
+  """The directory of a run that starts or resumes.
+
+  Attributes:
+    step: The newest step with a checkpoint; None if there is none: then the run may start anew.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]) -> None:
+    super().__init__(path)
+    names = os.listdir(self.checkpoints) if os.path.isdir(self.checkpoints) else []
+    self.step = max((int(name) for name in names if name.isdecimal()), default=None)
+
+  def check(self, config: config_lib.Config) -> None:
+    """Raises `UserError` unless `config`, not yet resolved, may start or resume here.
+
+    Leaves nothing behind.
+    """
+    nearest = self.path
+    try:
+      while not _exists(nearest):
+        nearest = nearest.parent
+      with tempfile.TemporaryFile(dir=nearest):
+        pass
+    except OSError as e:
+      problem = f'{self.path} cannot be written ({e.strerror})'
+      raise errors.UserError('workdir', problem, 'choose another') from e
+    if self.step is None:
+      return
+    if not self.config.exists():
+      problem = f'{self.path} has checkpoints but no config.json'
+      raise errors.UserError('workdir', problem, 'choose another')
+    errors.raise_all(list(self._differences(config)))
+
+  def _differences(self, config: config_lib.Config) -> Iterator[errors.UserError]:
+    """What keeps `config` from resuming the run."""
+    old, taken = self.read_config(), self.step or 0
+    changed = [
+      (was.key, was.value, now.value)
+      for was, now in zip(knobs.knobs(old), knobs.knobs(config), strict=True)
+      if was.value != now.value
+      and not _FREE.fullmatch(was.key)
+      and not (was.key == 'model.vocab_size' and now.value == 0)  # not resolved yet
+    ]
+    fix = 'or choose another `workdir`'
+    same = any(_SCHEDULE.fullmatch(key) for key, *_ in changed) and np.array_equal(
+      *(
+        optimizer.make_schedule(c.optimizer, c.train.steps)(np.arange(taken)) for c in (old, config)
+      )
+    )
+    for key, was, now in changed:
+      if key == 'train.steps' and now < taken:
+        problem = f'{now} must be at least {taken}, the steps that {self.path} has taken'
+        yield errors.UserError(key, problem, fix)
+      elif not _SCHEDULE.fullmatch(key):
+        yield errors.UserError(key, f'{now!r} must be {was!r} to resume {self.path}', fix)
+      elif not same:
+        problem = f'{now!r} must be {was!r} to resume {self.path} with the same learning rates'
+        yield errors.UserError(key, problem, fix)
+
+  def is_finished(self, config: config_lib.Config) -> bool:
+    """Returns whether all steps are taken and the last is evaluated."""
+    steps, _ = metrics_lib.column(metrics_lib.read(self.metrics), 'val/loss')
+    return self.step == config.train.steps and self.step in steps
+
+  def start(self, config: config_lib.Config, data: loader.Data) -> None:
+    """Writes what describes the run: its resolved config, its tokenizer, hashes of its text.
+
+    Raises:
+      UserError: The run began with other text or another tokenizer.
+    """
+    if self.step is not None:
+      fix = 'undo the change, or choose another `workdir`'
+      found = [
+        errors.UserError('data.source', f'{spec} has changed since {self.path} began', fix)
+        for spec, was in json_files.read(self.text).items()
+        if data.content_hashes.get(spec) != was
+      ]
+      if self.read_tokenizer().hash != data.tokenizer.hash:
+        problem = f'the tokenizer has changed since {self.path} began'
+        found.append(errors.UserError('data.tokenizer', problem, fix))
+      errors.raise_all(found)
+    self.path.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(self.config, dataclasses.asdict(config))
+    atomic.write_json(self.tokenizer, data.tokenizer.to_dict())
+    atomic.write_json(self.text, data.content_hashes)
+
+
+def _exists(path: pathlib.Path) -> bool:
+  try:
+    path.lstat()
+  except FileNotFoundError:
+    return False
+  return True  # any other OSError is raised: a name is too long, or a file is in the way

@@ -1,0 +1,282 @@
+"""A model takes text or token ids and returns text and token ids, or names what is invalid."""
+
+import dataclasses
+import functools
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gpt_jax
+from gpt_jax import config as config_lib
+from gpt_jax import errors
+from gpt_jax.data.tokenizers import char
+from gpt_jax.generation import beam, decode, language_model, loop, speculative
+from gpt_jax.models import gpt
+from tests.generation import tiny
+
+BLOCK, LETTERS = tiny.BLOCK, tiny.LETTERS
+PROMPTS = ['a', 'bad.', 'hello,worlds!', 'bad.']  # as many rows as other tests have
+NEW = {'max_new_tokens': 30, 'log_probs': True}
+
+
+@functools.cache
+def _bare():
+  return dataclasses.replace(tiny.model(), tokenizer=None)
+
+
+def _ids(text):
+  return [LETTERS.index(c) for c in text]
+
+
+def test_text_is_the_decoded_tokens():
+  for sample in tiny.model().generate(PROMPTS, **NEW):
+    assert len(sample.tokens) == 30 and all(type(token) is int for token in sample.tokens)
+    assert sample.text == ''.join(LETTERS[token] for token in sample.tokens)
+
+
+def test_text_and_its_token_ids_are_the_same_prompt():
+  samples = tiny.model().generate(PROMPTS, **NEW)
+  assert tiny.model().generate([_ids(prompt) for prompt in PROMPTS], **NEW) == samples
+  arrays = [np.array(_ids(prompt)) for prompt in PROMPTS]
+  bare = _bare().generate(arrays, **NEW)
+  assert [sample.tokens for sample in bare] == [sample.tokens for sample in samples]
+  assert [sample.text for sample in bare] == [None] * 4
+  (alone,) = tiny.model().generate(PROMPTS[0], **NEW)
+  assert alone.tokens == samples[0].tokens
+  assert tiny.model().generate([], **NEW) == []
+
+
+def test_every_option_reaches_the_loop(monkeypatch):
+  given = {}
+
+  def run(search, rows, sampling, **arguments):
+    given.update(search=search, sampling=sampling, **arguments)
+    return iter(())
+
+  monkeypatch.setattr(loop, 'run', run)
+  values = {'temperature': 0.5, 'top_p': 0.6, 'min_p': 0.1, 'typical_p': 0.7}
+  values |= {'repetition_penalty': 1.5, 'presence_penalty': 0.3, 'frequency_penalty': 0.2}
+  counts = {'seed': 9, 'min_new_tokens': 3, 'top_k': 7, 'no_repeat_ngram': 2}
+  for call in (
+    tiny.model(ends=True).generate,
+    lambda p, **o: list(tiny.model(ends=True).stream(p, **o)),
+  ):
+    given.clear()
+    call('bad', max_new_tokens=4, stop=['x'], ban=['a'], logit_bias={'b': 2}, **values, **counts)
+    sampling = given['sampling']
+    assert sampling.values == {name: np.float32(value) for name, value in values.items()}
+    assert {name: getattr(sampling, name) for name in counts} == counts
+    assert sampling.eos_id == tiny.END and given['max_new_tokens'] == 4 and given['at_most'] > 0
+    assert sampling.bias_V[_ids('ab')].tolist() == [-np.inf, 2]
+    assert given['search'].advance is decode.advance
+  tiny.model().generate('bad', num_beams=3, length_penalty=2.0, max_new_tokens=4)
+  assert given['search'].advance.func is beam.advance
+  assert given['search'].advance.keywords == {'num_beams': 3, 'length_penalty': 2.0}
+  tiny.model().generate('bad', draft=tiny.model(), draft_tokens=6, max_new_tokens=4)
+  assert given['search'].advance.func is speculative.advance
+  assert given['search'].advance.keywords == {'num_proposals': 7}
+
+
+def test_bans_and_biases_hold():
+  def letters(**options):
+    samples = tiny.model().generate(PROMPTS, top_k=0, temperature=2.0, **NEW, **options)
+    return set(''.join(sample.text for sample in samples))
+
+  assert not set('abcdefgh') & letters(ban=list('abcdefgh'))
+  assert letters(logit_bias={'c': 1000, _ids('d')[0]: 1000.0}) == {'c', 'd'}
+
+
+def test_log_probabilities_come_on_request():
+  without = tiny.model().generate(PROMPTS, max_new_tokens=30)
+  for sample, plain in zip(tiny.model().generate(PROMPTS, **NEW), without, strict=True):
+    assert plain.log_probs is None and plain.tokens == sample.tokens
+    assert len(sample.log_probs) == 30 and max(sample.log_probs) < 0
+
+
+def test_a_stop_string_ends_its_text_and_no_other():
+  whole = tiny.model().generate(PROMPTS, **NEW)
+  stop = whole[1].text[9:11]
+  stopped = tiny.model().generate(PROMPTS, **NEW, stop=['…', stop])
+  for sample, before in zip(stopped, whole, strict=True):
+    assert sample.ended == ('stop' if stop in before.text else 'length')
+    assert sample.text == before.text.partition(stop)[0]
+    count = len(sample.text) + 2 * (sample.ended == 'stop')
+    assert sample.tokens == before.tokens[:count] and sample.log_probs == before.log_probs[:count]
+  assert {sample.ended for sample in stopped} == {'stop', 'length'}
+
+
+@pytest.mark.parametrize('stop', [[], ['c'], ['ab', 'ja', 'fff']], ids=str)
+def test_a_stream_is_the_generated_text_in_parts(stop):
+  for seed in range(3):
+    options = {'max_new_tokens': 30, 'seed': seed, 'stop': stop, 'temperature': 2.0}
+    (sample,) = tiny.model().generate('bad', **options)
+    stream, parts = tiny.model().stream('bad', **options), []
+    while True:
+      try:
+        parts.append(next(stream))
+      except StopIteration as end:
+        assert end.value == sample
+        break
+    assert ''.join(parts) == sample.text and '' not in parts
+    assert len(parts) > 2 or len(sample.text) < 6
+
+
+def test_progress_counts_the_tokens_of_the_longest_text():
+  seen = []
+  tiny.model().generate(PROMPTS, **NEW, progress=lambda *args: seen.append(args))
+  assert seen[-1] == ('tokens', 30, 30) and seen == sorted(seen)
+  assert {phase for phase, _, _ in seen} == {'tokens'} and len(seen) > 1
+
+
+@pytest.mark.parametrize(
+  ('letters', 'special_tokens', 'start'),
+  [
+    (LETTERS, [], 0),
+    ('ab\nc', [], 2),
+    ('abc', [], 0),
+    ('abc', ['eos'], 3),
+    ('a', ['bos', 'eos'], 1),
+  ],
+)
+def test_an_empty_prompt_is_the_start_of_a_text(letters, special_tokens, start):
+  tokenizer = char.CharTokenizer(letters, special_tokens)
+  config = config_lib.ModelConfig(vocab_size=tokenizer.vocab_size)
+  model = language_model.LanguageModel(config, None, tokenizer)
+  assert model.encode('') == model.encode([]) == [start]
+  bos = [1] if 'bos' in special_tokens else []
+  assert model.encode('a') == [*bos, letters.index('a')] and model.encode([0]) == [0]
+
+
+@pytest.mark.parametrize(
+  'prompt', [[1] * (BLOCK + 1), 'a' * (BLOCK + 1), [1, 30], [-1], [1.5], [[1]], 7, 'a?b'], ids=str
+)
+def test_invalid_prompts_are_named(prompt):
+  model = tiny.model()
+  for call, key in [
+    (lambda: model.generate(['bad', prompt, 'a', '?']), 'prompts[1]'),
+    (lambda: model.embed(['bad', prompt, 'a', '?']), 'texts[1]'),
+    (lambda: model.stream(prompt), 'prompt'),
+    (lambda: model.encode(prompt), 'prompt'),
+  ]:
+    with pytest.raises(errors.UserError) as e:
+      call()
+    assert e.value.key == key
+    others = [error.key for error in e.value.all[1:]]
+    assert others == ([key.replace('1', '3')] if '[' in key else [])
+
+
+def test_a_repeated_prompt_is_encoded_once(monkeypatch):
+  texts = []
+  real = char.CharTokenizer.encode
+
+  def encode(self, text):
+    texts.append(text)
+    return real(self, text)
+
+  monkeypatch.setattr(char.CharTokenizer, 'encode', encode)
+  tiny.model().generate(PROMPTS, **NEW)
+  assert texts == PROMPTS[:3]
+
+
+@pytest.mark.parametrize(
+  ('key', 'call'),
+  [
+    ('seed', lambda: tiny.model().stream('bad', seed=-1)),
+    ('prompt', lambda: _bare().stream([1])),
+    ('prompt', lambda: _bare().encode('a')),
+    ('prompts[0]', lambda: _bare().generate(['bad'])),
+    ('stop', lambda: _bare().generate([[1]], stop=['x'])),
+    ('ban', lambda: _bare().generate([[1]], ban=['x'])),
+    ('batch_size', lambda: tiny.model().embed(['bad'], batch_size=0)),
+    ('tokens_BL', lambda: tiny.model().logits(np.array([1, 2]))),
+    ('tokens_BL', lambda: tiny.model().logits([[]])),
+    ('tokens_BL', lambda: tiny.model().logits([[1], [30]])),
+    ('tokens_BL', lambda: tiny.model().logits(np.array([[0.5]]))),
+    ('tokens_BL', lambda: tiny.model().logits([[1] * (BLOCK + 1)])),
+    ('dtype', lambda: gpt_jax.load('nowhere', dtype='int8')),
+  ],
+)
+def test_invalid_arguments_are_named_at_once(key, call):
+  with pytest.raises(errors.UserError) as e:
+    call()
+  assert e.value.key == key
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_logits_are_the_models_without_the_padding(dtype):
+  model = tiny.model(dtype=dtype)
+  tokens_BL = [[1, 2, 3], [4, 5, 6]]
+  result_BLV = model.logits(tokens_BL)
+  assert result_BLV.shape == (2, 3, 30) and result_BLV.dtype == jnp.float32
+  apply = jax.jit(gpt.GPT(model.config).apply)
+  expected_BLV, _ = apply({'params': model.params}, jnp.array(tokens_BL))
+  tolerance = 1e-5 if dtype == 'float32' else 0.05
+  np.testing.assert_allclose(result_BLV, expected_BLV[..., :30], atol=tolerance, rtol=tolerance)
+
+
+def test_an_embedding_is_the_mean_of_what_the_output_layer_reads():
+  model = tiny.model()
+  texts = ['bad', 'j', 'abcdefgh', [1, 2], 'cab', '']
+  vectors = model.embed(texts, batch_size=4)
+  assert vectors.shape == (6, 16) and vectors.dtype == np.float32
+  # Tied: logits = hidden · embeddingᵀ, and 30 rows of width 16 give the hidden state back.
+  embedding_VD = np.asarray(model.params['wte']['embedding'], np.float64)[:30]
+  for prompt, vector in zip(texts, vectors, strict=True):
+    logits_LV = np.asarray(model.logits([model.encode(prompt)])[0], np.float64)
+    hidden_LD = np.linalg.lstsq(embedding_VD, logits_LV.T, rcond=None)[0].T
+    np.testing.assert_allclose(vector, hidden_LD.mean(0), atol=1e-4)
+  np.testing.assert_allclose(model.embed('bad'), vectors[:1], atol=1e-6)
+  assert model.embed([]).shape == (0, 16)
+
+
+# Models on disk.
+
+
+@pytest.fixture(scope='module')
+def untied(request):
+  return request.config.rootpath / 'tests/weights/fixtures/huggingface/untied'
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'expected'), [('auto', 'float32'), ('float32', 'float32'), ('bfloat16', 'bfloat16')]
+)
+def test_matrices_have_the_requested_type_and_the_rest_is_float32(untied, dtype, expected):
+  assert jax.default_backend() == 'cpu'
+  model = gpt_jax.load(untied, dtype=dtype)
+  assert model.config.dtype == expected and model.step is None
+  for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+    is_matrix = path[-1].key in ('kernel', 'embedding', 'lm_head')
+    assert leaf.dtype == jnp.dtype(expected if is_matrix else 'float32'), path
+
+
+def test_bfloat16_matrices_give_the_numbers_of_float32_ones_computed_in_bfloat16(untied):
+  """Products round kernels anyway; embeddings are not rounded before they are added."""
+  kept, whole = gpt_jax.load(untied, dtype='bfloat16'), gpt_jax.load(untied)
+  rounded = jax.tree_util.tree_map_with_path(
+    lambda path, x: jnp.float32(jnp.bfloat16(x)) if path[-1].key == 'embedding' else x, whole.params
+  )
+  # Otherwise XLA leaves out roundings, depending on what it fuses.
+  options = {'xla_allow_excess_precision': False}
+  forward = jax.jit(gpt.GPT(kept.config).apply, compiler_options=options)
+  tokens_BL = np.arange(14).reshape(2, 7)
+  result_BLV, expected_BLV = (
+    forward({'params': params}, tokens_BL)[0] for params in (kept.params, rounded)
+  )
+  np.testing.assert_array_equal(result_BLV, expected_BLV)
+  assert np.abs(np.asarray(kept.logits(tokens_BL) - whole.logits(tokens_BL))).max() > 1e-4
+
+
+def test_a_hugging_face_model_generates_without_optax_and_orbax(request):
+  code = (
+    'import sys, gpt_jax\n'
+    'model = gpt_jax.load("tests/weights/fixtures/huggingface/tied")\n'
+    'assert len(model.generate([[1, 2]], max_new_tokens=3)[0].tokens) == 3\n'
+    'print(sorted({"optax", "orbax", "jax"} & {name.partition(".")[0] for name in sys.modules}))\n'
+  )
+  run = functools.partial(subprocess.run, capture_output=True, check=True, text=True)
+  done = run([sys.executable, '-c', code], cwd=request.config.rootpath)
+  assert done.stdout == "['jax']\n"

@@ -1,0 +1,211 @@
+"""What was saved comes back bit for bit, on any mesh; the newest few and the best are kept."""
+
+import logging
+import shutil
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gpt_jax import errors
+from gpt_jax.weights import checkpoints as checkpoints_lib
+from tests.weights import saved
+
+_OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(0.1)))
+_IDENTITY = {'model': 'a', 'tokenizer': 'b'}
+
+
+def _items(step=0, *, width=32, names='ab'):
+  """Parameters and optimizer state whose every array is random, as after `step` steps."""
+  keys = jax.random.split(jax.random.key(step), len(names))
+  params: Any = {
+    name: {'kernel': jax.random.normal(key, (16, width)), 'bias': jnp.full((width,), 1e-40)}
+    for name, key in zip(names, keys, strict=True)
+  }
+  opt_state = _OPTIMIZER.init(params)
+  for _ in range(min(step, 2)):
+    updates, opt_state = _OPTIMIZER.update(params, opt_state, params)
+    params = optax.apply_updates(params, updates)
+  return {'params': params, 'optimizer': opt_state}
+
+
+def _abstract(items, sharding=None):
+  """The shapes of `items`; `sharding` is a function of an array."""
+  sharding = sharding or (lambda x: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)), items)
+
+
+def _sharded_over(count):
+  """Returns a function that shards matrices along their first axis over `count` devices."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ('x',))
+  return lambda x: jax.NamedSharding(mesh, jax.P('x') if x.ndim == 2 else jax.P())
+
+
+def _bits(tree):
+  return {
+    jax.tree_util.keystr(path): (leaf.dtype, leaf.shape, np.asarray(leaf).tobytes())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _save(directory, losses, *, keep=2):
+  """Saves (step, validation loss) pairs."""
+  with checkpoints_lib.Checkpoints(directory, keep=keep) as checkpoints:
+    for step, val_loss in losses:
+      checkpoints.save(step, _items(step), val_loss=val_loss, identity=_IDENTITY)
+
+
+def _open(directory):
+  return checkpoints_lib.Checkpoints(directory, keep=1, read_only=True)
+
+
+def _steps(directory):
+  """The steps that a reader finds, and the best of them."""
+  with _open(directory) as checkpoints:
+    return checkpoints.steps(), checkpoints.best_step()
+
+
+def test_orbax_does_not_warn_of_what_is_meant(tmp_path, caplog):
+  with caplog.at_level(logging.WARNING, 'absl'):
+    _save(tmp_path, [(2, None), (3, 1.0)])
+    assert _steps(tmp_path) == ([2, 3], 3)
+    assert not caplog.records
+    logging.getLogger('absl').warning('of something else')
+  assert len(caplog.records) == 1
+
+
+def test_items_come_back_bit_for_bit_with_their_types(tmp_path):
+  _save(tmp_path, [(3, 1.0), (7, None)])
+  with checkpoints_lib.Checkpoints(tmp_path, keep=2) as checkpoints:
+    for step in (3, 7):
+      restored = checkpoints.restore(step, _abstract(_items()))
+      assert _bits(restored) == _bits(_items(step))
+      # Optax's named tuples among them.
+      assert str(jax.tree.structure(restored)) == str(jax.tree.structure(_items()))
+      assert checkpoints.identity(step) == _IDENTITY
+
+
+def test_what_is_saved_are_the_values_at_the_call(tmp_path):
+  items = _items(1)
+  expected = _bits(items)
+  change = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
+  with checkpoints_lib.Checkpoints(tmp_path, keep=2) as checkpoints:
+    checkpoints.save(1, items, val_loss=None, identity={})
+    change(items)  # the next step takes the buffers during the save
+  with _open(tmp_path) as checkpoints:
+    assert _bits(checkpoints.restore(1, _abstract(_items()))) == expected
+    assert checkpoints.identity(1) == {}
+
+
+@pytest.mark.parametrize(('saved_on', 'restored_on'), [(1, 2), (2, 1), (2, 2)])
+def test_another_sharding_gives_the_same_values(tmp_path, saved_on, restored_on):
+  before = _sharded_over(saved_on)
+  items = jax.tree.map(lambda x: jax.device_put(x, before(x)), _items(5))
+  with checkpoints_lib.Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(5, items, val_loss=None, identity=_IDENTITY)
+  abstract = _abstract(items, _sharded_over(restored_on))
+  with _open(tmp_path) as checkpoints:
+    restored = checkpoints.restore(5, abstract)
+  assert _bits(restored) == _bits(items)
+  saved.assert_placed(restored, abstract)
+
+
+@pytest.mark.parametrize(
+  ('keep', 'losses', 'kept', 'best'),
+  [
+    (2, [(1, 3.0), (2, 1.0), (3, 2.0), (4, 4.0), (5, 5.0)], [2, 4, 5], 2),
+    (1, [(1, 1.0), (2, None), (3, None)], [1, 3], 1),
+    (1, [(1, None), (2, None)], [2], None),
+  ],
+)
+def test_the_newest_few_and_the_best_are_kept(tmp_path, keep, losses, kept, best):
+  _save(tmp_path, losses, keep=keep)
+  assert _steps(tmp_path) == (kept, best)
+  assert sorted(int(path.name) for path in tmp_path.iterdir()) == kept
+
+
+def test_the_best_is_kept_through_a_resume(tmp_path):
+  _save(tmp_path, [(1, 3.0), (2, 1.0)], keep=1)
+  _save(tmp_path, [(3, 2.0), (4, None), (5, 1.5)], keep=1)
+  assert _steps(tmp_path) == ([2, 5], 2)
+  _save(tmp_path, [(6, 0.5), (7, None)], keep=1)  # the second save waits for the first
+  assert _steps(tmp_path) == ([6, 7], 6)
+
+
+def test_a_step_saved_before_its_evaluation_gets_its_loss_later(tmp_path):
+  _save(tmp_path, [(1, 2.0), (2, None)])
+  _save(tmp_path, [(2, None), (2, 1.0), (2, None)])
+  assert _steps(tmp_path) == ([1, 2], 2)
+  with _open(tmp_path) as checkpoints:
+    assert _bits(checkpoints.restore(2, _abstract(_items()))) == _bits(_items(2))
+    assert checkpoints.identity(2) == _IDENTITY
+
+
+def test_reading_changes_nothing(tmp_path):
+  _save(tmp_path, [(1, 1.0), (2, 2.0)])
+  shutil.copytree(tmp_path / '2', tmp_path / '3.orbax-checkpoint-tmp')  # an unfinished one
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
+  assert _steps(tmp_path) == ([1, 2], 1)
+  with _open(tmp_path) as checkpoints:
+    checkpoints.restore(1, _abstract(_items()))
+  assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
+
+
+def test_an_interrupted_save_raises_and_is_not_listed(tmp_path, monkeypatch):
+  _save(tmp_path, [(1, 1.0)])
+  fail = mock.Mock(side_effect=OSError(28, 'No space left on device'))
+  with monkeypatch.context() as patch:
+    for name in ('pathlib.Path.rename', 'pathlib.Path.replace', 'os.rename', 'os.replace'):
+      patch.setattr(name, fail)
+    with pytest.raises(OSError, match='No space left'):
+      _save(tmp_path, [(2, 0.5)])
+  assert [path.name for path in tmp_path.iterdir()] != ['1']  # half of it is there
+  assert _steps(tmp_path) == ([1], 1)
+  _save(tmp_path, [(3, 0.5)])
+  assert _steps(tmp_path) == ([1, 3], 3)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '3']
+
+
+@pytest.mark.parametrize('other', [{'width': 16}, {'width': 64}, {'names': 'ac'}, {'names': 'a'}])
+@pytest.mark.parametrize('names', [('params', 'optimizer'), ('params',)], ids=len)
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.filterwarnings("ignore:coroutine '_read:RuntimeWarning")
+def test_the_state_of_another_model_is_refused(tmp_path, other, names):
+  _save(tmp_path, [(3, None)])
+  abstract = {name: tree for name, tree in _abstract(_items(**other)).items() if name in names}
+  with _open(tmp_path) as checkpoints, pytest.raises(errors.UserError) as e:
+    checkpoints.restore(3, abstract)
+  assert e.value.key == str(tmp_path / '3')
+
+
+def test_parameters_are_read_without_the_optimizer(tmp_path):
+  _save(tmp_path, [(2, 1.0)])
+  shutil.rmtree(tmp_path / '2' / 'optimizer')
+  with _open(tmp_path) as checkpoints:
+    restored = checkpoints.restore(2, {'params': _abstract(_items())['params']})
+    with pytest.raises(errors.UserError):
+      checkpoints.restore(2, _abstract(_items()))
+  assert _bits(restored) == _bits({'params': _items(2)['params']})
+
+
+@pytest.mark.parametrize('pattern', ['manifest.ocdbt', '_METADATA', 'ocdbt.process_0/d/*', 'd/*'])
+@pytest.mark.parametrize('how', ['truncated', 'missing'])
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.filterwarnings("ignore:coroutine '_read:RuntimeWarning")
+def test_a_damaged_checkpoint_is_refused(tmp_path, pattern, how):
+  _save(tmp_path, [(2, 1.0)])
+  paths = list((tmp_path / '2' / 'params').glob(pattern))
+  assert paths
+  for path in paths:
+    path.write_bytes(b'') if how == 'truncated' else path.unlink()
+  with _open(tmp_path) as checkpoints:
+    try:
+      restored = checkpoints.restore(2, {'params': _abstract(_items())['params']})
+    except errors.UserError as e:
+      assert e.key == str(tmp_path / '2')
+    else:
+      assert _bits(restored) == _bits({'params': _items(2)['params']})  # that file isn't needed
