@@ -20,6 +20,7 @@ from gpt_jax import errors, knobs, validation
 
 FINISHED, USER_ERROR, STOPPED = 0, 2, 75
 _KILLED_BY_SIGINT = 130
+_MESH = ('data', 'fsdp', 'tensor')
 
 
 def run(
@@ -30,15 +31,10 @@ def run(
   takes_config: bool = False,
   aliases: Mapping[str, str] | None = None,
 ) -> None:
-  """Parses the command line, runs `main` and exits.
+  """Parses the command line, runs `main` with `flag_values` and exits; `doc` is for --help.
 
-  Args:
-    main: The command, called with `flag_values` and, if `takes_config`, the config. It ends early
-      by `UserError` or `Stopped`.
-    flag_values: Its flags.
-    doc: Its documentation, the head of --help.
-    takes_config: Whether it has `--config=FILE.py` and overrides such as `--config.a.b=v`.
-    aliases: Config keys or arguments -> the flags that stand for them.
+  A command that `takes_config` has `--config=FILE.py` and overrides such as `--config.a.b=v`, and
+  gets the config too. `aliases` are config keys or arguments -> the flags that stand for them.
   """
   # Libraries report their progress through absl's logger; a command speaks for itself.
   logging.getLogger('absl').setLevel(logging.ERROR)
@@ -99,11 +95,8 @@ def render(
 def parse(flag_values: flags.FlagValues, argv: list[str], *, takes_config: bool) -> tuple[Any, ...]:
   """Parses `argv` (program first) into `flag_values`, which gets a flag for each config key.
 
-  Returns:
-    `flag_values` and, if `takes_config`, the validated config, whose file is executed once.
-
-  Raises:
-    UserError: Lists everything that is wrong with the flags and the config.
+  Returns `flag_values` and, if `takes_config`, the validated config, whose file is executed once.
+  Raises `UserError` with everything that is wrong with the flags and the config.
   """
   if takes_config:
     flags.DEFINE_string('config', None, 'Config file.', flag_values=flag_values)
@@ -119,21 +112,35 @@ def parse(flag_values: flags.FlagValues, argv: list[str], *, takes_config: bool)
   if not takes_config:
     errors.raise_all(found)
     return (flag_values,)
+  path = pathlib.Path(flag_values.config or '')
+  if not path.is_file():
+    files = ', '.join(sorted(map(str, pathlib.Path('configs').glob('*.py')))) or 'none here'
+    problem = 'no such file' if flag_values.config else 'is missing'
+    key = f'--config={flag_values.config or "FILE.py"}'
+    raise errors.UserError(key, problem, f'files in configs: {files}')
   values = {key: flag_values[f'config.{key}'].value for key in validation.TYPES}
   given = {key: str(value) for key, value in values.items() if value is not None}
-  config, more = validation.override(validation.load(_config_file(flag_values.config)), given)
+  config, more = validation.override(validation.load(path), given)
   errors.raise_all(found + more + validation.problems(config))
   return flag_values, config
 
 
-def _config_file(name: str | None) -> pathlib.Path:
-  """Returns the config file that the command line names."""
-  files = ', '.join(sorted(map(str, pathlib.Path('configs').glob('*.py')))) or 'none here'
-  if not name:
-    raise errors.UserError('--config=FILE.py', 'is missing', f'files in configs: {files}')
-  if not pathlib.Path(name).is_file():
-    raise errors.UserError(f'--config={name}', 'no such file', f'files in configs: {files}')
-  return pathlib.Path(name)
+def define_mesh(flag_values: flags.FlagValues) -> None:
+  """Defines flags of the axes of a mesh, such as --mesh.tensor, each 1 by default."""
+  for knob in knobs.knobs(config_lib.MeshConfig()):
+    if knob.key in _MESH:
+      doc = knob.field.metadata['doc']
+      flags.DEFINE_integer(f'mesh.{knob.key}', 1, doc, flag_values=flag_values)
+
+
+def mesh(flag_values: flags.FlagValues) -> config_lib.MeshConfig | None:
+  """Returns the mesh that flags describe; None if it is one device. Raises `UserError`."""
+  axes: dict[str, Any] = {name: flag_values[f'mesh.{name}'].value for name in _MESH}
+  given = config_lib.MeshConfig(**axes)
+  errors.raise_all(
+    [e.at(f'mesh.{e.key}') for knob in knobs.knobs(given) for e in knobs.problems(knob)]
+  )
+  return None if given == config_lib.MeshConfig(data=1) else given
 
 
 def _without_wrong_types(
@@ -186,6 +193,5 @@ def help_text(flag_values: flags.FlagValues, *, doc: str, takes_config: bool) ->
 
 
 def _entry(name: str, text: str) -> list[str]:
-  body = textwrap.wrap(text, width=70)
-  head = f'  {name:<28}'
-  return [f'{head if i == 0 else " " * len(head)}{line}' for i, line in enumerate(body)]
+  head = f'  {name:<27} '
+  return textwrap.wrap(text, 100, initial_indent=head, subsequent_indent=' ' * 30)

@@ -187,6 +187,35 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProcessesConfig:
+  """How the processes of a run find each other: one a host on TPU, one a GPU on Slurm.
+
+  TPU, Slurm and Open MPI say all of it, and a single process needs none of it.
+  """
+
+  coordinator: str = _knob(
+    '', 'Address HOST:PORT of process 0; empty: $JAX_COORDINATOR_ADDRESS, or what the cluster says.'
+  )
+  count: int = _knob(
+    0, 'Processes in all; 0: $JAX_NUM_PROCESSES, or what the cluster says.', at_least=0
+  )
+  index: int = _knob(
+    -1,
+    'Which of them this is, from 0; -1: $JAX_PROCESS_ID, or what the cluster says.',
+    at_least=-1,
+  )
+  initialization_timeout: int = _knob(
+    300, 'Seconds that a process waits for the others at the start.', at_least=1
+  )
+  heartbeat_timeout: int = _knob(
+    100, 'Seconds without a sign of life until a process counts as dead and all end.', at_least=10
+  )
+  shutdown_timeout: int = _knob(
+    300, 'Seconds that a process waits for the others at its end.', at_least=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class GenerationConfig:
   """How text is generated: options of `gpt_jax.sample` and arguments of `generate` and `stream`."""
 
@@ -255,6 +284,7 @@ class Config:
   train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
   optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  processes: ProcessesConfig = dataclasses.field(default_factory=ProcessesConfig)
   init_from: str = _knob(
     '',
     'Model to start from: a workdir, one checkpoint in it, or a model directory of Hugging Face or '

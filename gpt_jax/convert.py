@@ -12,7 +12,6 @@ from gpt_jax import cli, errors
 
 
 def define_flags() -> flags.FlagValues:
-  """Returns the command's flags."""
   values = flags.FlagValues()
   model = "A run's workdir, one checkpoint in it, or a directory of Hugging Face or OpenAI."
   flags.DEFINE_string('model', None, model, flag_values=values)
@@ -21,7 +20,6 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Reads the model and writes it."""
   missing = [name for name in ('model', 'output') if not values[name].value]
   errors.raise_all([errors.UserError(name, 'must be given') for name in missing])
   output = pathlib.Path(values.output)

@@ -18,7 +18,6 @@ ALIASES |= {f'data.{name}': name for name in ('text_field', 'invalid_utf8')}
 
 
 def define_flags() -> flags.FlagValues:
-  """Returns the command's flags."""
   values, data = flags.FlagValues(), config.DataConfig()
   string = functools.partial(flags.DEFINE_string, flag_values=values)
   integer = functools.partial(flags.DEFINE_integer, flag_values=values)
@@ -30,18 +29,18 @@ def define_flags() -> flags.FlagValues:
   integer('limit', None, 'Measure only the first N tokens or questions (default: all).')
   string('text_field', data.text_field, 'Field, column or feature that holds the text.')
   string('invalid_utf8', data.invalid_utf8, 'fail at bytes that are not UTF-8, or replace them.')
+  cli.define_mesh(values)
   string('json', None, 'File to write the results to.')
   return values
 
 
 def main(values: flags.FlagValues) -> None:
-  """Loads the model, measures it and prints the results."""
   _check(values)
   from gpt_jax.evaluation import hellaswag, lambada, scoring  # slow, so after the flags are checked
   from gpt_jax.generation import language_model
 
   user_cache.enable_compilation_cache()
-  model = language_model.load(values.model)
+  model = language_model.load(values.model, mesh=cli.mesh(values))
   scorer = scoring.Scorer(model, batch_size=values.batch_size)
   task, _, path = values.data.partition(':')
   result: Any

@@ -6,35 +6,30 @@ Imports only the standard library, so that `--help` and a wrong flag answer at o
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from gpt_jax import errors
 
+# Name of a limit -> whether a value keeps it.
+_HOLDS: dict[str, Callable[[Any, float], bool]] = {
+  'at_least': operator.ge,
+  'above': operator.gt,
+  'at_most': operator.le,
+  'below': operator.lt,
+}
 _EXPECTED = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
 
 
-def knob(
-  default: Any,
-  doc: str,
-  *,
-  at_least: float | None = None,
-  at_most: float | None = None,
-  above: float | None = None,
-  below: float | None = None,
-  choices: tuple[str, ...] | None = None,
-) -> Any:
-  """Declares a dataclass field with its default, a line of documentation and its limits."""
-  limits = [
-    (at_least, 'at least', lambda v, limit: v >= limit),
-    (above, 'above', lambda v, limit: v > limit),
-    (at_most, 'at most', lambda v, limit: v <= limit),
-    (below, 'below', lambda v, limit: v < limit),
-  ]
-  limits = [(limit, words, holds) for limit, words, holds in limits if limit is not None]
-  return dataclasses.field(
-    default=default, metadata={'doc': doc, 'limits': limits, 'choices': choices}
-  )
+def knob(default: Any, doc: str, *, choices: tuple[str, ...] | None = None, **limits: float) -> Any:
+  """Declares a dataclass field with its default, a line of documentation and its limits.
+
+  Limits are `at_least` or `above`, and `at_most` or `below`.
+  """
+  named = [(limit, name.replace('_', ' '), _HOLDS[name]) for name, limit in limits.items()]
+  metadata = {'doc': doc, 'limits': named, 'choices': choices}
+  return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,6 @@ from gpt_jax import config as config_lib
 
 
 def define_flags() -> flags.FlagValues:
-  """Returns the command's flags."""
   flag_values = flags.FlagValues()
   flags.DEFINE_boolean(
     'verify', False, 'Read all tokens and compare them with their hashes.', flag_values=flag_values
@@ -23,20 +22,19 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(flag_values: flags.FlagValues, config: config_lib.Config) -> None:
-  """Prepares the text of the config and prints what there is."""
   from gpt_jax import progress  # slow to import: after the flags are known to be valid
   from gpt_jax.data import prepare, store
 
-  with shutdown.Guard() as stop, progress.Bar(keep=True) as bar:
+  with shutdown.Guard() as stop, progress.Bar(keep=True, check=stop.check) as bar:
     start = time.monotonic()
-    prepared = prepare.prepare(config.data, progress=bar.show, check=stop.check)
+    prepared = prepare.prepare(config.data, progress=bar.show)
     seconds = time.monotonic() - start
     if flag_values.verify:
-      prepared.verify(progress=bar.show, check=stop.check)
+      prepared.verify(progress=bar.show)
   for source in prepared.sources:
     print(source.summary())
     if isinstance(source, store.Store):
-      size = f'{len(source.manifest.shards)} shards, {source.num_bytes / 1e6:,.1f} MB'
+      size = f'{len(source.manifest.shards)} shards, {source.tokens.nbytes / 1e6:,.1f} MB'
       print(f'  in {source.directory}: {size}')
   if new := [source.manifest for source in prepared.new_stores]:
     tokens = sum(manifest.tokens for manifest in new)

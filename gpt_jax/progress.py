@@ -4,21 +4,33 @@ import sys
 from collections.abc import Callable
 from typing import Any, Self
 
-# Called with the name of a phase, the amount done and the total.
+# Called several times a second with a phase, the amount done and the total; it may raise.
 Report = Callable[[str, int, int], None]
 
 _DELAY = 0.5  # seconds; shorter phases show no bar
+_quiet = False
+
+
+def be_quiet() -> None:
+  """Shows no more bars, and drops standard output: another process has the same to say."""
+  global _quiet
+  _quiet = True
+  sys.stdout = None  # then print does nothing
 
 
 class Bar:
   """Shows one phase after the other. A context manager, which closes the last bar."""
 
-  def __init__(self, *, keep: bool = False) -> None:
-    """Creates a bar that shows nothing yet; with `keep`, a finished phase stays on the screen."""
+  def __init__(self, *, keep: bool = False, check: Callable[[], None] | None = None) -> None:
+    """Creates a bar that shows nothing yet; with `keep`, a finished phase stays on the screen.
+
+    `check` is called at each report; what it raises (`errors.Stopped`) ends the work.
+    """
     self._keep = keep
+    self._check = check
     self._phase = ''
     self._bar: Any = None
-    self.visible = sys.stderr is not None and sys.stderr.isatty()
+    self.visible = not _quiet and sys.stderr is not None and sys.stderr.isatty()
 
   def __enter__(self) -> Self:
     return self
@@ -29,6 +41,8 @@ class Bar:
 
   def show(self, phase: str, done: int, total: int, note: str = '') -> None:
     """Moves the bar of `phase` to `done` of `total`, with `note` after it. A `Report`."""
+    if self._check:
+      self._check()
     if not self.visible:
       return
     if self._bar is None or phase != self._phase:

@@ -42,6 +42,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_multi_string(name, None, doc, flag_values=values)
     values[name].help = doc  # absl has added words of its own
   string('draft', None, 'A smaller model that proposes tokens: the same distribution, but faster.')
+  cli.define_mesh(values)
   boolean('json', False, 'Print each text and its tokens as a line of JSON.')
   boolean('log_probs', False, 'Add log-probabilities to the JSON.')
   boolean('stats', False, 'Print timings to standard error.')
@@ -55,7 +56,6 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Loads the model and prints the texts that it generates."""
   request = _parse(values)
   from gpt_jax.generation import parsing  # imports no JAX
 
@@ -69,9 +69,10 @@ def main(values: flags.FlagValues) -> None:
     from gpt_jax.generation import interactive, language_model  # slow, so after the checks
 
     user_cache.enable_compilation_cache()
-    model = language_model.load(values.model)
+    load = functools.partial(language_model.load, mesh=cli.mesh(values))
+    model = load(values.model)
     if values.draft:
-      request = dataclasses.replace(request, draft=language_model.load(values.draft))
+      request = dataclasses.replace(request, draft=load(values.draft))
     if model.tokenizer is None:
       raise errors.UserError('model', 'has no tokenizer', 'put its tokenizer.json there')
     step = '' if model.step is None else f', step {model.step}'
@@ -106,9 +107,8 @@ def _parse(values: flags.FlagValues) -> 'options.Request':
   for name in _BATCH if values.interactive else ():
     if values[name].present:
       found.append(errors.UserError(name, 'cannot be combined with `interactive`'))
-  arguments: dict[str, Any] = {}
-  for knob in knobs.knobs(config.GenerationConfig()):
-    arguments[knob.key] = values[knob.key].value
+  defaults = knobs.knobs(config.GenerationConfig())
+  arguments: dict[str, Any] = {knob.key: values[knob.key].value for knob in defaults}
   try:
     arguments |= {
       'stop': [parsing.unescape('stop', text) for text in values.stop or []],

@@ -23,7 +23,6 @@ _RESET = '\033[0m'
 
 
 def define_flags() -> flags.FlagValues:
-  """Returns the command's flags."""
   values = flags.FlagValues()
   string = functools.partial(flags.DEFINE_string, flag_values=values)
   string('tokenizer', 'gpt2', 'char or word (of the text itself), byte, gpt2[:PATH] or hf:PATH.')
@@ -36,7 +35,6 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Encodes the text and prints its tokens."""
   if values.color not in ('auto', 'always', 'never'):
     raise errors.UserError('color', f'{values.color!r} must be one of auto, always, never')
   if values.model is not None and values['tokenizer'].present:

@@ -39,6 +39,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
   from gpt_jax import oom, shutdown, user_cache
   from gpt_jax.data import loader
   from gpt_jax.parallel import mesh as mesh_lib
+  from gpt_jax.parallel import processes
   from gpt_jax.training import loop, metrics, program, report
   from gpt_jax.training import run as run_lib
   from gpt_jax.weights import saved_model
@@ -47,9 +48,8 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     'raise `train.gradient_accumulation`, set `model.remat=true`, shard the state with '
     '`mesh.fsdp`, or lower `train.batch_size`'
   )
-  with shutdown.Guard() as guard, oom.oom_as_user_error(fix):
+  with shutdown.Guard() as guard, processes.joined(config), oom.oom_as_user_error(fix):
     user_cache.enable_compilation_cache()
-    mesh_lib.start(config.mesh)
     run = run_lib.Run(workdir)
     run.check(config)
     if run.is_finished(config):
@@ -58,7 +58,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     mesh = mesh_lib.make_mesh(config)
     starts_from = config.init_from if run.step is None else ''
     pretrained = saved_model.open_model(starts_from) if starts_from else None
-    data = loader.open_data(config, check=guard.check)
+    data = processes.in_turn(lambda: loader.open_data(config, check=guard.check))
     config = program.resolve(config, data.tokenizer, mesh)
     if pretrained:
       pretrained.check(config.model, data.tokenizer)
@@ -66,8 +66,8 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     built = program.build(config, mesh)
     report.summarize(built, data, run)
     compiled = report.compile_program(built)
-    guard.check()
-    loop.Loop(compiled, data, run, guard).train(pretrained)
+    vote = processes.StopVote(guard)
+    loop.Loop(compiled, data, run, vote.check).train(pretrained)
 
 
 if __name__ == '__main__':

@@ -17,11 +17,9 @@ def folder() -> pathlib.Path:
 def enable_compilation_cache() -> None:
   """Makes JAX keep compiled programs on disk, so that the same command starts faster next time.
 
-  JAX's own variables take precedence: JAX_COMPILATION_CACHE_DIR names the folder,
-  JAX_ENABLE_COMPILATION_CACHE=false disables the cache, and
-  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says what is worth caching. If the folder can't be
-  written, nothing is cached.
-  See https://docs.jax.dev/en/latest/persistent_compilation_cache.html.
+  JAX's own variables take precedence, see
+  https://docs.jax.dev/en/latest/persistent_compilation_cache.html. If the folder can't be written,
+  nothing is cached.
   """
   import jax
 

@@ -186,8 +186,9 @@ def test_every_value_of_another_type_is_reported_and_none_crashes(values):
   ],
 )
 def test_an_unknown_key_gets_the_nearest(key, nearest):
-  error = validation.unknown_key(key)
-  assert error.key == key and nearest in error.fix
+  with pytest.raises(errors.UserError) as e:
+    validation.from_dict({key: 1})
+  assert e.value.key == key and nearest in e.value.fix
 
 
 def _valid(knob):

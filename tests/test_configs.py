@@ -6,7 +6,6 @@ import pathlib
 import runpy
 import types
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +31,8 @@ def _program(config):
   """The run's functions, not compiled; nothing of the model's size is made."""
   kind = config.data.tokenizer
   tokenizer: Any = types.SimpleNamespace(kind=kind, vocab_size=VOCABULARIES[kind])
-  with mock.patch.object(jax, 'device_count', return_value=config.mesh.cpu_devices):
-    mesh = mesh_lib.make_mesh(config)
+  config = knobs.replace(config, {'mesh.fsdp': 1})
+  mesh = mesh_lib.make_mesh(config, jax.devices()[: config.mesh.cpu_devices])
   return program_lib.build(program_lib.resolve(config, tokenizer, mesh), mesh)
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gpt_jax import convert, errors
+from gpt_jax import convert
 from gpt_jax.weights import saved_model
-from tests import random_params
+from tests import raised, random_params
 from tests.weights import saved
 
 
@@ -35,8 +35,8 @@ def test_an_output_that_exists_or_cannot_be_written_is_refused(run, tmp_path):
   folder, file = tmp_path / 'folder', tmp_path / 'file'
   folder.mkdir()
   file.write_text('mine')
-  for output in (folder, file, file / 'new'):
-    with pytest.raises(errors.UserError) as e:
-      _convert(f'--model={run}', f'--output={output}')
-    assert e.value.key == 'output' and str(output) in str(e.value)
+  for model, output in (('not read', folder), ('not read', file), (run, file / 'new')):
+    error = raised.user_error(_convert, f'--model={model}', f'--output={output}')
+    assert error.key == 'output' and str(output) in str(error)
   assert not list(folder.iterdir()) and file.read_text() == 'mine'
+  assert [each.key for each in raised.user_error(_convert).all] == ['model', 'output']

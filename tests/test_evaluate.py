@@ -11,12 +11,12 @@ from unittest import mock
 
 import pytest
 
-from gpt_jax import cli, config, errors, evaluate, progress
+from gpt_jax import cli, config, evaluate, progress
 from gpt_jax.data.tokenizers import char
 from gpt_jax.evaluation import scoring
 from gpt_jax.generation import language_model
 from gpt_jax.weights import huggingface
-from tests import random_params
+from tests import raised, random_params
 
 TEXT = 'some text to learn from\n' * 4
 
@@ -72,9 +72,18 @@ def test_perplexity_of_a_text(command, saved, monkeypatch):
   assert command('--data=text:text.txt', '--limit=9')[1]['tokens'] == 8
 
 
+def test_a_model_that_reads_one_token_is_measured(command, saved, monkeypatch):
+  model = language_model.load(saved)
+  params = model.params | {'wpe': {'embedding': model.params['wpe']['embedding'][:1]}}
+  shorter = dataclasses.replace(model.config, block_size=1)
+  model = dataclasses.replace(model, config=shorter, params=params)
+  monkeypatch.setattr(language_model, 'load', lambda path, mesh: model)
+  assert command('--data=text:text.txt')[1]['stride'] == 1
+
+
 def test_questions_and_the_step_of_a_checkpoint(command, saved, monkeypatch):
   model = dataclasses.replace(language_model.load(saved), step=7)
-  monkeypatch.setattr(language_model, 'load', lambda path: model)
+  monkeypatch.setattr(language_model, 'load', lambda path, mesh: model)
   out, found = command('--data=hellaswag:h.jsonl')
   assert (found['task'], found['examples'], found['shortened']) == ('hellaswag', 1, 1)
   assert found['acc'] in (0, 1) and f'{found["acc"]:.2%}' in out
@@ -96,22 +105,26 @@ def test_each_phase_shows_its_progress_to_the_end(command, monkeypatch, data):
 @pytest.mark.parametrize(
   ('args', 'flag'),
   [
+    (['--data=text:text.txt', '--model='], '--model'),
+    (['--data=', '--model=not read'], '--data'),
     (['--data=nonesuch:x'], '--data'),
     (['--data=text:text.txt', '--limit=1'], '--data'),
     (['--data=text:text.txt', '--limit=0'], '--limit'),
     (['--data=text:text.txt', '--batch_size=0'], '--batch_size'),
+    (['--data=text:text.txt', '--stride=0'], '--stride'),
     (['--data=text:none', '--stride=9'], '--stride'),
+    (['--data=lambada:l.jsonl', '--stride=2'], '--stride'),
     (['--data=lambada:l.jsonl', '--split=test'], '--split'),
     (['--data=text:text.txt', '--json=.'], '--json'),
+    (['--data=text:text.txt', '--json=none/x', '--model=not read'], '--json'),
     (['--data=jsonl:l.jsonl', '--text_field=words'], '--text_field'),
     (['--data=text:latin.txt'], '--invalid_utf8'),
-    (['--data=text:latin.txt', '--invalid_utf8=drop'], '--invalid_utf8'),
+    (['--data=text:text.txt', '--invalid_utf8=drop'], '--invalid_utf8'),
   ],
 )
 def test_errors_name_config_keys_as_flags_of_this_command(command, args, flag):
-  with pytest.raises(errors.UserError) as e:
-    command(*args)
-  message = cli.render(e.value, evaluate.define_flags(), aliases=evaluate.ALIASES)
+  error = raised.user_error(command, *args)
+  message = cli.render(error, evaluate.define_flags(), aliases=evaluate.ALIASES)
   assert flag in message and 'data.' not in message
 
 

@@ -103,8 +103,14 @@ def test_every_source_of_a_mixture_is_printed(command):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_and_the_same_command_resumes(command, monkeypatch, number):
+  show = progress.Bar.show
+
+  def kill_and_show(*args):
+    os.kill(os.getpid(), number)
+    show(*args)
+
   with monkeypatch.context() as patch:
-    patch.setattr(progress.Bar, 'show', lambda *_: os.kill(os.getpid(), number))
+    patch.setattr(progress.Bar, 'show', kill_and_show)
     code, out, messages = command()
   assert (code, out) == (75, '')
   assert 'Traceback' not in messages

@@ -36,11 +36,8 @@ def write_shard(
 ) -> store.Shard:
   """Encodes the documents of a part and writes them to `folder` as shard `number`.
 
-  `report` is called with the characters of each batch. A shard without tokens has no files.
-
-  Raises:
-    UserError: The text is invalid, or the tokenizer doesn't know something in it.
-    OSError: The folder can't be written.
+  `report` is called with the characters of each batch. A shard without tokens has no files. Raises
+  `UserError` if the text is invalid or the tokenizer doesn't know something in it, and `OSError`.
   """
   dtype = store.dtype_of(tokenizer.vocab_size)
   special_ids = (tokenizer.bos_id, tokenizer.eos_id)
@@ -86,19 +83,6 @@ def write_shard(
   )
 
 
-def _texts(pieces: Iterable[sources.Piece], invalid_utf8: str, *, whole: bool) -> Iterator[_Text]:
-  """The decoded pieces; those of one document joined if `whole`."""
-  held: list[str] = []
-  place, invalid = '', 0
-  for piece in pieces:
-    text, count = sources.decode(piece, invalid_utf8=invalid_utf8)
-    place, invalid = place or piece.place, invalid + count
-    held.append(text)
-    if piece.last or not whole:
-      yield _Text(place, ''.join(held), piece.last, invalid)
-      held, place, invalid = [], '', 0
-
-
 def _encoded(
   part: sources.Part,
   tokenizer: tokenizers.Tokenizer,
@@ -115,20 +99,27 @@ def _encoded(
       raise e.at(text.place) from e
 
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    for batch in _batches(_texts(part.read(), invalid_utf8, whole=not tokenizer.cuts)):
+    for batch in _batches(part.read(), invalid_utf8, whole=not tokenizer.cuts):
       yield from zip(batch, (pool.map if threads > 1 else map)(encode, batch), strict=True)
       if report:
         report(sum(len(text.text) for text in batch))
 
 
-def _batches(texts: Iterable[_Text]) -> Iterator[list[_Text]]:
-  """`texts` in lists of about `_BATCH_CHARACTERS`, or of one longer text."""
+def _batches(
+  pieces: Iterable[sources.Piece], invalid_utf8: str, *, whole: bool
+) -> Iterator[list[_Text]]:
+  """The decoded pieces, those of one document joined if `whole`, `_BATCH_CHARACTERS` at a time."""
   batch: list[_Text] = []
-  size = 0
-  for text in texts:
-    batch.append(text)
-    size += len(text.text)
-    if size >= _BATCH_CHARACTERS:
-      yield batch
-      batch, size = [], 0
+  held: list[str] = []  # of a document that has to be joined
+  place, invalid, size = '', 0, 0
+  for piece in pieces:
+    text, count = sources.decode(piece, invalid_utf8=invalid_utf8)
+    held.append(text)
+    place, invalid, size = place or piece.place, invalid + count, size + len(text)
+    if piece.last or not whole:
+      batch.append(_Text(place, ''.join(held), piece.last, invalid))
+      held, place, invalid = [], '', 0
+      if size >= _BATCH_CHARACTERS:
+        yield batch
+        batch, size = [], 0
   yield batch

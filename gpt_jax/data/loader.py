@@ -1,6 +1,7 @@
 """The data of a run: text prepared, verified, split and chunked, ready for any batch."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from gpt_jax import config as config_lib
@@ -26,43 +27,32 @@ class Data:
 def open_data(config: config_lib.Config, *, check: Callable[[], None] | None) -> Data:
   """Opens the data of a run, with a progress bar; prepares what isn't in the cache.
 
-  Args:
-    config: `data` and `model.block_size` are read.
-    check: Called several times a second; what it raises (`errors.Stopped`) ends the work.
-
-  Raises:
-    UserError: As `prepare.prepare`; or the tokens aren't what was written, a source has no splits
-      of its own, or a split has too little text.
+  `check` is called several times a second; what it raises (`errors.Stopped`) ends the work. Raises
+  `UserError` as `prepare.prepare` does, and if the tokens aren't what was written, a source has no
+  splits of its own, or a split has too little text.
   """
-  with progress.Bar() as bar:
-    prepared = prepare.prepare(config.data, progress=bar.show, check=check)
+  with progress.Bar(check=check) as bar:
+    prepared = prepare.prepare(config.data, progress=bar.show)
     if config.data.verify:
-      prepared.verify(progress=bar.show, check=check)
+      prepared.verify(progress=bar.show)
   tokenizer = prepared.tokenizer
-  pad_id = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
   end_ids = []
   if config.data.chunks == 'sentences':
     try:
       end_ids = [tokenizer.token_id(token) for token in config.data.sentence_end.split()]
     except errors.UserError as e:
       raise e.at('data.sentence_end') from e
+  chunk = functools.partial(
+    chunks.chunk,
+    config.data,
+    block_size=config.model.block_size,
+    start_id=tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id,
+    end_ids=end_ids,
+    pad_id=(tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id) or 0,
+  )
   pairs = [splits.train_and_val(source, config.data) for source in prepared.sources]
   train, val = (
-    batches.Dataset(
-      chunks=tuple(
-        chunks.chunk(
-          config.data,
-          split,
-          block_size=config.model.block_size,
-          start_id=tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id,
-          end_ids=end_ids,
-          pad_id=pad_id or 0,
-        )
-        for split in split_of_each
-      ),
-      weights=prepared.weights,
-      seed=config.data.seed,
-    )
+    batches.Dataset(tuple(map(chunk, split_of_each)), prepared.weights, config.data.seed)
     for split_of_each in zip(*pairs, strict=True)
   )
   content_hashes = {source.spec: source.content_hash for source in prepared.sources}

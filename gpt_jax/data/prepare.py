@@ -35,43 +35,36 @@ class Prepared:
   weights: tuple[float, ...] | None
   new_stores: tuple[store.Store, ...]
 
-  def verify(
-    self, *, progress: progress_lib.Report | None = None, check: workers.Check | None = None
-  ) -> None:
-    """Reads all tokens; raises `UserError` if they aren't what was written."""
-    total = sum(source.num_bytes for source in self.sources)
-    report = workers.Job(progress=progress, check=check).reporter('verifying tokens', total)
-    for source in self.sources:
-      source.verify(report)
+  def verify(self, *, progress: progress_lib.Report | None = None) -> None:
+    """Reads all token stores; raises `UserError` if they aren't what was written."""
+    # Token files have just been read by `open_files`.
+    stores = [source for source in self.sources if isinstance(source, store.Store)]
+    total = sum(each.tokens.nbytes for each in stores)
+    report = workers.Job(progress=progress).reporter('verifying tokens', total)
+    for each in stores:
+      each.verify(report)
 
 
-def prepare(
-  data: config.DataConfig,
-  *,
-  progress: progress_lib.Report | None = None,
-  check: workers.Check | None = None,
-) -> Prepared:
+def prepare(data: config.DataConfig, *, progress: progress_lib.Report | None = None) -> Prepared:
   """Returns the tokenizer and the tokens of `data.source`; encodes what isn't in the cache.
 
   The name of a store has a hash of everything that its tokens depend on: changing the text or the
   tokenizer creates a new store. Until it is complete, a store has a hidden name.
 
-  `check` is called several times a second; what it raises (`errors.Stopped`) ends the work.
-
-  Raises:
-    UserError: A source is invalid, a store is damaged, or the cache can't be written.
+  Raises `UserError` if a source is invalid, a store is damaged, or the cache can't be written.
   """
   mixture = sources.parse_mixture(data.source)
   texts = [
     sources.open_source(spec, text_field=data.text_field)
     for _, spec in mixture
-    if not pretokenized.is_pretokenized(spec)
+    if not spec.startswith(pretokenized.SCHEME)
   ]
-  folder = cache_folder(data.cache_dir)
+  cache = pathlib.Path(data.cache_dir).expanduser()
+  folder = cache if data.cache_dir else user_cache.folder() / 'tokens'
   places = {text.spec: folder / _store_name(data, text, texts) for text in texts}
   stores = {spec: store.Store.open(place) for spec, place in places.items() if place.exists()}
   missing = [text for text in texts if text.spec not in stores]
-  job = workers.Job(data.processes, progress, check)
+  job = workers.Job(data.processes, progress)
   try:
     # All stores have one tokenizer: it is part of their names.
     kept = next(iter(stores.values()), None)
@@ -89,11 +82,6 @@ def prepare(
     weights=tuple(weight for weight, _ in mixture if weight is not None) or None,
     new_stores=tuple(stores[text.spec] for text in missing),
   )
-
-
-def cache_folder(cache_dir: str) -> pathlib.Path:
-  """Returns the folder of the token stores, given the value of `data.cache_dir`."""
-  return pathlib.Path(cache_dir).expanduser() if cache_dir else user_cache.folder() / 'tokens'
 
 
 def _store_name(

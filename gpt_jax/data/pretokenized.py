@@ -13,7 +13,6 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from gpt_jax.data import store, tokenizers, workers
 from gpt_jax.data.batches import stream
 from gpt_jax.data.sources import corpus, files
 
-_SCHEME = 'tokens:'
+SCHEME = 'tokens:'  # with which a source begins that names token files, not text
 _HEADER_BYTES = 256 * 4
 # Magic number -> version and type of the tokens.
 _FORMATS: dict[int, tuple[int, np.dtype[Any]]] = {
@@ -47,38 +46,26 @@ class TokenFile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TokenFiles:
-  """The files of a source, like a `store.Store`.
+  """The files of a source, each a shard, like a `store.Store`.
 
   `eos_id` ends a document; `content_hash` is a SHA-256 of the names and tokens of the files.
   """
 
   spec: str
-  files: tuple[TokenFile, ...]
+  tokens: stream.Tokens
+  shard_splits: tuple[str, ...]
   eos_id: int | None
   content_hash: str
-
-  @functools.cached_property
-  def tokens(self) -> stream.Tokens:
-    """The tokens of all files."""
-    return stream.Tokens(tuple(file.tokens for file in self.files))
-
-  @property
-  def num_bytes(self) -> int:
-    """Bytes of tokens."""
-    return sum(file.tokens.nbytes for file in self.files)
-
-  @property
-  def shard_splits(self) -> tuple[str, ...]:
-    """The split of each file."""
-    return tuple(file.split for file in self.files)
 
   @functools.cached_property
   def documents(self) -> np.ndarray:
     """(N,) of `stream.DOCUMENT`: a document ends at each eos and at the end of a file."""
     documents, first = [], 0
-    for file in self.files:
-      tokens, start = np.asarray(file.tokens), 0
-      for end in self._ends(tokens):
+    for shard in self.tokens.shards:
+      tokens, start = np.asarray(shard), 0
+      blocks = [] if self.eos_id is None else range(0, len(tokens), _BLOCK)
+      ends = [np.flatnonzero(tokens[i : i + _BLOCK] == self.eos_id) + i + 1 for i in blocks]
+      for end in np.unique(np.concatenate([*ends, [len(tokens)]])).tolist():
         # As in a store, the hash is of the text alone.
         text = tokens[start : end - (tokens[end - 1] == self.eos_id)].astype(np.uint32)
         digest = hashlib.blake2b(text.data, digest_size=8).digest()
@@ -87,40 +74,20 @@ class TokenFiles:
       first += len(tokens)
     return np.array(documents, stream.DOCUMENT)
 
-  def _ends(self, tokens: np.ndarray) -> Iterator[int]:
-    last = 0
-    if self.eos_id is not None:
-      for start in range(0, len(tokens), _BLOCK):
-        found = np.flatnonzero(tokens[start : start + _BLOCK] == self.eos_id)
-        for last in (found + start + 1).tolist():
-          yield last
-    if last < len(tokens):
-      yield len(tokens)
-
   def summary(self) -> str:
     """Returns what the files hold, in a line."""
-    return f'{self.spec}: {len(self.files)} files, {len(self.tokens):,} tokens'
-
-  def verify(self, report: Callable[[int], None]) -> None:
-    """Does nothing: `open_files` has just read the files."""
-    report(self.num_bytes)
-
-
-def is_pretokenized(spec: str) -> bool:
-  """Returns whether `spec` names token files, not text."""
-  return spec.startswith(_SCHEME)
+    return f'{self.spec}: {len(self.shard_splits)} files, {len(self.tokens):,} tokens'
 
 
 def open_files(spec: str, tokenizer: tokenizers.Tokenizer, job: workers.Job) -> TokenFiles:
   """Opens the files of `tokens:PATH`, hashes them and checks their ids.
 
-  Raises:
-    UserError: As `find`; or an id is outside the vocabulary of `tokenizer`.
+  Raises `UserError` as `find` does, and if an id is outside the vocabulary of `tokenizer`.
   """
   found = find(spec)
-  shards = [file.tokens for file in found]
-  report = job.reporter(f'reading {spec}', sum(shard.nbytes for shard in shards))
-  hashes = store.hash_tokens(shards, vocab_size=tokenizer.vocab_size, report=report)
+  tokens = stream.Tokens(tuple(file.tokens for file in found))
+  report = job.reporter(f'reading {spec}', tokens.nbytes)
+  hashes = store.hash_tokens(tokens.shards, vocab_size=tokenizer.vocab_size, report=report)
   for file, (_, outside) in zip(found, hashes, strict=True):
     if outside is not None:
       problem = f'token {outside} is {file.tokens[outside]}, not below {tokenizer.vocab_size}'
@@ -128,18 +95,17 @@ def open_files(spec: str, tokenizer: tokenizers.Tokenizer, job: workers.Job) -> 
       raise errors.UserError(str(file.path), problem, fix)
   named = [(file.path.name, sha256) for file, (sha256, _) in zip(found, hashes, strict=True)]
   content_hash = hashlib.sha256(repr(named).encode()).hexdigest()
-  return TokenFiles(spec, tuple(found), tokenizer.eos_id, content_hash)
+  splits = tuple(file.split for file in found)
+  return TokenFiles(spec, tokens, splits, tokenizer.eos_id, content_hash)
 
 
 def find(spec: str) -> list[TokenFile]:
   """Returns the files of `tokens:PATH`, in the order of their paths, without reading their tokens.
 
-  PATH is a file, a glob, or a folder: all `.bin` files in it.
-
-  Raises:
-    UserError: There is no such file, or one is damaged.
+  PATH is a file, a glob, or a folder: all `.bin` files in it. Raises `UserError` if there is none,
+  or one is damaged.
   """
-  pattern = os.path.expanduser(spec.removeprefix(_SCHEME))
+  pattern = os.path.expanduser(spec.removeprefix(SCHEME))
   if os.path.isdir(pattern):
     pattern = os.path.join(glob.escape(pattern), '*.bin')
   found = []

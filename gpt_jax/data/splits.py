@@ -16,10 +16,8 @@ def train_and_val(source: Source, data: config.DataConfig) -> tuple[stream.Split
   `data.split` decides. position: the last `data.val_fraction` of the tokens are for validation.
   document: documents whose hash is in the lowest `data.val_fraction` of all hashes are, so that
   equal documents are in one split and documents added later move none. given: the source's own.
-  A document belongs to the split of its first token.
-
-  Raises:
-    UserError: The source has no splits of its own.
+  A document belongs to the split of its first token. Raises `UserError` if the source has no splits
+  of its own.
   """
   end = len(source.tokens)
   match data.split:

@@ -108,8 +108,7 @@ class Store:
   def open(cls, directory: str | os.PathLike[str]) -> Self:
     """Opens a store without reading its tokens.
 
-    Raises:
-      UserError: There is none, its manifest is damaged, or a file is missing or has another size.
+    Raises `UserError` if there is none, or a file is damaged, missing or of another size.
     """
     directory = pathlib.Path(directory)
     manifest = Manifest.read(directory / MANIFEST)
@@ -128,13 +127,7 @@ class Store:
 
   @property
   def spec(self) -> str:
-    """The source, as in `data.source`."""
     return self.manifest.source
-
-  @property
-  def num_bytes(self) -> int:
-    """Bytes of tokens."""
-    return sum(shard.nbytes for shard in self.tokens.shards)
 
   @property
   def content_hash(self) -> str:
@@ -144,7 +137,6 @@ class Store:
 
   @property
   def shard_splits(self) -> tuple[str, ...]:
-    """The split of each shard."""
     return tuple(shard.split for shard in self.manifest.shards)
 
   @functools.cached_property

@@ -1,4 +1,4 @@
-"""Work on the parts of sources, in one process or several, with progress and stop requests."""
+"""Work on the parts of sources, in one process or several, with progress."""
 
 import concurrent.futures
 import dataclasses
@@ -19,7 +19,6 @@ from gpt_jax.data import sources
 _PROCESS_BYTES = 4 << 20  # of text that are worth the start of a process, half a second
 _POLL_SECONDS = 0.1
 
-Check = Callable[[], None]
 Report = Callable[[int], None]  # called with the bytes or characters done since the last call
 
 
@@ -27,16 +26,14 @@ Report = Callable[[int], None]  # called with the bytes or characters done since
 class Job:
   """How some work uses the machine and is watched.
 
-  `cores` limits processes and threads (0: one per core). `check` is called several times a second;
-  what it raises ends the work.
+  `cores` limits processes and threads (0: one per core). What `progress` raises ends the work.
   """
 
   cores: int = 1
   progress: progress_lib.Report | None = None
-  check: Check | None = None
 
   def reporter(self, phase: str, total: int) -> Callable[..., None]:
-    """Returns a `Report` of the progress of `phase`, which also looks at stop requests.
+    """Returns a `Report` of the progress of `phase`.
 
     A second argument limits what it reports: a compressed file has more characters than bytes.
     """
@@ -45,8 +42,6 @@ class Job:
     def report(size: int, limit: int = total) -> None:
       nonlocal done
       done = min(done + size, limit)
-      if self.check:
-        self.check()
       if self.progress:
         self.progress(phase, done, total)
 

@@ -24,7 +24,7 @@ def open_tokens(
   invalid_utf8: str,
   split: str,
   limit: int | None,
-  progress: progress.Report | None,
+  progress: progress.Report,
 ) -> Iterator[stream.Tokens]:
   """Opens the tokens of `spec`, memory-mapped, for the duration of the `with` block.
 
@@ -65,7 +65,7 @@ def _parts(spec: str, tokenizer: tokenizers.Tokenizer, text_field: str) -> list[
       problem = f'{spec} has tokens of another tokenizer than the model'
       raise errors.UserError('data', problem, f'give the text itself: {kept.spec}')
     return list(zip(kept.shard_splits, kept.tokens.shards, strict=True))
-  if pretokenized.is_pretokenized(spec):
+  if spec.startswith(pretokenized.SCHEME):
     return [(file.split, file.tokens) for file in pretokenized.find(spec)]
   ((weight, only), *others) = sources.parse_mixture(spec)
   if others or weight is not None:

@@ -65,16 +65,14 @@ def score(
   rows: Sequence[scoring.Row],
   *,
   phase: str,
-  progress: progress.Report | None,
+  progress: progress.Report,
 ) -> list[scoring.Scores]:
   """Returns the scores of `rows` in their order; `progress` is reported under the name `phase`."""
   found: dict[int, scoring.Scores] = {}
-  if progress:
-    progress(phase, 0, len(rows))  # the first batch takes the longest
+  progress(phase, 0, len(rows))  # the first batch takes the longest
   for number, scores in scorer.score(rows):
     found[number] = scores
-    if progress:
-      progress(phase, len(found), len(rows))
+    progress(phase, len(found), len(rows))
   return [found[number] for number in range(len(rows))]
 
 

@@ -61,7 +61,7 @@ def parse(scorer: scoring.Scorer, record: Any) -> Question:
 
 
 def measure(
-  scorer: scoring.Scorer, path: str, *, limit: int | None, progress: progress.Report | None
+  scorer: scoring.Scorer, path: str, *, limit: int | None, progress: progress.Report
 ) -> HellaSwag:
   """Scores every ending in the first `limit` questions; of equals the first is chosen."""
   questions = examples.read(path, functools.partial(parse, scorer), limit)

@@ -46,7 +46,7 @@ def parse(scorer: scoring.Scorer, record: Any) -> tuple[scoring.Row, bool]:
 
 
 def measure(
-  scorer: scoring.Scorer, path: str, *, limit: int | None, progress: progress.Report | None
+  scorer: scoring.Scorer, path: str, *, limit: int | None, progress: progress.Report
 ) -> Lambada:
   """Scores the last words of the first `limit` passages."""
   passages = examples.read(path, functools.partial(parse, scorer), limit)

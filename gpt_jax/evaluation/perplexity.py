@@ -55,7 +55,7 @@ def windows(num_tokens: int, *, block_size: int, stride: int) -> Iterator[tuple[
 
 
 def measure(
-  scorer: scoring.Scorer, tokens: stream.Tokens, *, stride: int, progress: progress.Report | None
+  scorer: scoring.Scorer, tokens: stream.Tokens, *, stride: int, progress: progress.Report
 ) -> Perplexity:
   """Measures the perplexity of `tokens` as one stream: documents see those before them.
 
@@ -71,13 +71,11 @@ def measure(
     for start, first, stop in windows(total, block_size=block_size, stride=stride)
   )
   nats, done = 0.0, 0
-  if progress:
-    progress('scoring tokens', 0, total - 1)  # the first batch takes the longest
+  progress('scoring tokens', 0, total - 1)  # the first batch takes the longest
   for _, scores in scorer.score(rows):
     nats -= float(scores.log_probs.sum(dtype=np.float64))
     done += len(scores.log_probs)
-    if progress:
-      progress('scoring tokens', done, total - 1)
+    progress('scoring tokens', done, total - 1)
   return Perplexity(
     tokens=done,
     loss=nats / done,

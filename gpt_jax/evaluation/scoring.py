@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import errors
-from gpt_jax.generation import language_model
+from gpt_jax.generation import language_model, loop
 from gpt_jax.models import gpt
+from gpt_jax.parallel import mesh as mesh_lib
+from gpt_jax.parallel import sharding
 
-_SHORTEST = 32  # smallest padded length; the others double, up to block_size
 _Batch = list[tuple[int, 'Row']]  # rows with their numbers
 
 
@@ -42,12 +43,21 @@ class Scorer:
   """
 
   def __init__(self, model: language_model.LanguageModel, *, batch_size: int) -> None:
-    """Compiles nothing yet; raises `UserError` if the model has no tokenizer."""
+    """Compiles nothing yet.
+
+    Raises `UserError` if the model has no tokenizer, or its devices don't divide `batch_size`.
+    """
     if model.tokenizer is None:
       raise errors.UserError('model', 'has no tokenizer', 'add its tokenizer.json to the directory')
     self.config, self.tokenizer = model.config, model.tokenizer
     self._params, self._batch_size = model.params, batch_size
-    self._forward = jax.jit(functools.partial(_forward, gpt.GPT(model.config)))
+    self._mesh = mesh_lib.mesh_of(model.params)
+    forward = functools.partial(_forward, gpt.GPT(model.config))
+    self._forward = jax.jit(sharding.on_mesh(self._mesh, forward))
+    parts = self._mesh.shape['data'] * self._mesh.shape['fsdp'] if self._mesh else 1
+    if batch_size % parts:
+      problem = f'{batch_size} must be divisible by {parts}, the size of mesh axis data × fsdp'
+      raise errors.UserError('batch_size', problem)
 
   def score(self, rows: Iterable[Row]) -> Iterator[tuple[int, Scores]]:
     """Scores rows as they come, holding those of a few batches at a time.
@@ -57,7 +67,8 @@ class Scorer:
     """
     running = None
     for length, batch in self._batches(rows):
-      started = batch, self._forward(self._params, *self._arrays(length, batch))
+      arrays = (mesh_lib.spread(self._mesh, rows) for rows in self._arrays(length, batch))
+      started = batch, self._forward(self._params, *arrays)
       if running:  # fetched while the device computes the next batch
         yield from _fetch(*running)
       running = started
@@ -70,7 +81,7 @@ class Scorer:
     for number, row in enumerate(rows):
       if not 1 <= row.first < len(row.tokens) <= self.config.block_size + 1:
         raise ValueError(f'cannot score a row of {len(row.tokens)} tokens from {row.first} on')
-      length = self._padded(len(row.tokens) - 1)
+      length = loop.bucket(len(row.tokens) - 1, self.config.block_size)
       waiting[length].append((number, row))
       if len(waiting[length]) == self._batch_size:
         yield length, waiting.pop(length)
@@ -78,19 +89,14 @@ class Scorer:
 
   def _arrays(self, length: int, batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
     """Returns tokens (B, L + 1) and the positions of those to score (B, S), 0 where padded."""
-    num_scored = self._padded(max(len(row.tokens) - row.first for _, row in batch))
+    most = max(len(row.tokens) - row.first for _, row in batch)
+    num_scored = loop.bucket(most, self.config.block_size)
     tokens_BL = np.zeros((self._batch_size, length + 1), np.int32)
     scored_BS = np.zeros((self._batch_size, num_scored), np.int32)
     for tokens_L, scored_S, (_, row) in zip(tokens_BL, scored_BS, batch, strict=False):
       tokens_L[: len(row.tokens)] = row.tokens
       scored_S[: len(row.tokens) - row.first] = np.arange(row.first, len(row.tokens))
     return tokens_BL, scored_BS
-
-  def _padded(self, length: int) -> int:
-    padded = _SHORTEST
-    while padded < length:
-      padded *= 2
-    return min(padded, self.config.block_size)
 
 
 def _forward(

@@ -5,6 +5,7 @@ Shapes in names: B batch, L length, D width (n_embd), V vocabulary.
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from gpt_jax.generation import beam, decode, loop, options, sampling, speculativ
 from gpt_jax.generation import prompts as prompts_lib
 from gpt_jax.generation import rows as rows_lib
 from gpt_jax.models import gpt
+from gpt_jax.parallel import mesh as mesh_lib
+from gpt_jax.parallel import sharding
 from gpt_jax.weights import saved_model
 
 _DTYPES = ('auto', 'float32', 'bfloat16')
@@ -57,16 +60,13 @@ class LanguageModel:
       log_probs: Whether to return the log-probabilities of the new tokens.
       progress: Called with the number of new tokens of the longest text.
       request: What `options.make` returned, instead of `arguments`.
-      **arguments: Those of `options.make`: `max_new_tokens`, `temperature`, `stop` and so on.
-
-    Raises:
-      UserError: Arguments are invalid.
+      **arguments: Those of `options.make`: `max_new_tokens`, `temperature`, `stop` and so on. If
+        some are invalid, `UserError` names all of them.
     """
     request = request or options.make(**arguments)
     prompts = [prompts] if isinstance(prompts, str) else prompts
     ids = prompts_lib.encode_all(self.config, self.tokenizer, prompts)
-    stop = request.stop
-    rows = [rows_lib.Row(i, self.tokenizer, stop=stop, log_probs=log_probs) for i in ids]
+    rows = [rows_lib.Row(i, self.tokenizer, stop=request.stop, log_probs=log_probs) for i in ids]
     for _ in self._run(rows, request, patience=_BATCH_PATIENCE):
       if progress:
         longest = max(len(row.sample.tokens) for row in rows)
@@ -84,8 +84,7 @@ class LanguageModel:
     request = request or options.make(**arguments)
     if self.tokenizer is None:
       raise errors.UserError('prompt', 'the model has no tokenizer', 'use generate')
-    ids = prompts_lib.encode(self.config, self.tokenizer, prompt)
-    row = rows_lib.Row(ids, self.tokenizer, stop=request.stop)
+    row = rows_lib.Row(self.encode(prompt), self.tokenizer, stop=request.stop)
     steps = self._run([row], request, patience=_STREAM_PATIENCE)
 
     def parts() -> Generator[str, None, rows_lib.Sample]:
@@ -185,17 +184,22 @@ def _mean_hidden(
   return (hidden_BLD.astype(jnp.float32) * known_BL1).sum(1) / length_B[:, None]
 
 
-def load(path: str | os.PathLike[str], *, dtype: str = 'auto') -> LanguageModel:
-  """Reads a model onto the first device. No code from `path` runs, nothing is unpickled.
+def load(
+  path: str | os.PathLike[str], *, dtype: str = 'auto', mesh: config_lib.MeshConfig | None = None
+) -> LanguageModel:
+  """Reads a model onto devices. No code from `path` runs, nothing is unpickled.
 
   Args:
     path: A run's workdir, one checkpoint in it, or a model directory of Hugging Face or OpenAI; see
       `saved_model.open_model`.
     dtype: The type to compute in and to keep matrices in: float32, bfloat16, or auto: the type the
       model was trained in (others: float32), but float32 on a CPU, which is slower in bfloat16.
+    mesh: How several devices share the model: `fsdp` and `tensor` shard its parameters, and
+      measurements split their batches over `data` × `fsdp`. None is the first device.
 
   Raises:
-    UserError: There is no model, it is damaged, or there is no such `dtype`.
+    UserError: There is no model, it is damaged, there is no such `dtype`, or `mesh` doesn't fit the
+      model or the devices.
   """
   if dtype not in _DTYPES:
     raise errors.UserError('dtype', f'{dtype!r} must be one of {", ".join(_DTYPES)}')
@@ -203,8 +207,27 @@ def load(path: str | os.PathLike[str], *, dtype: str = 'auto') -> LanguageModel:
   device = jax.devices()[0]
   if dtype == 'auto':
     dtype = 'float32' if device.platform == 'cpu' else saved.config.dtype
-  abstract = gpt.abstract_params(saved.config, jax.sharding.SingleDeviceSharding(device))
-  params = gpt.cast_matrices(saved.load(abstract), dtype)
   # Decoding has its own attention, and the machine need not be the one that trained.
   config = dataclasses.replace(saved.config, attention='xla', dtype=dtype)
-  return LanguageModel(config, params, saved.tokenizer, saved.step)
+  if mesh is None:
+    abstract = gpt.abstract_params(config, jax.sharding.SingleDeviceSharding(device))
+  else:
+    config = dataclasses.replace(config, pad_vocab_to=math.lcm(config.pad_vocab_to, mesh.tensor))
+    abstract = _sharded(config, mesh)
+  return LanguageModel(
+    config, gpt.cast_matrices(saved.load(abstract), dtype), saved.tokenizer, saved.step
+  )
+
+
+def _sharded(model: config_lib.ModelConfig, mesh: config_lib.MeshConfig) -> Any:
+  """Returns abstract parameters on the first devices, as many as the axes of `mesh` multiply to."""
+  devices = jax.devices()
+  if mesh.data > 0:
+    devices = devices[: mesh.data * mesh.fsdp * mesh.tensor]
+  train = config_lib.TrainConfig(batch_size=len(devices) * mesh.fsdp)  # any that is divisible
+  config = config_lib.Config(model=model, train=train, mesh=mesh)
+  abstract = gpt.abstract_params(model)
+  shardings = sharding.tree_shardings(mesh_lib.make_mesh(config, devices), abstract)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+  )

@@ -44,8 +44,7 @@ def make(
       The distribution of the text is the same as without it, at temperature 0 the text is.
     **values: Those of `config.GenerationConfig`.
 
-  Raises:
-    UserError: Lists every problem.
+  Raises `UserError` with every problem.
   """
   found, plain = [], {}
   for name, value in values.items():

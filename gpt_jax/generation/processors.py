@@ -45,11 +45,8 @@ def no_repeat_ngram(
 
   Paulus et al. 2018, "A Deep Reinforced Model for Abstractive Summarization", §2.5 (n = 3).
 
-  Args:
-    logits_BV: float32.
-    tokens_BL: int32, the history; only the first `length_B` tokens of a row count.
-    length_B: int32, 0 to L; a row shorter than n bans nothing.
-    n: At least 1, which bans all tokens of the history. Static.
+  `tokens_BL` is the history, int32, of which only the first `length_B` (int32, 0 to L) tokens of a
+  row count. A row shorter than n bans nothing; `n` = 1 bans all tokens of the history.
   """
   (B, V), L = logits_BV.shape, tokens_BL.shape[1]
   starts = L - n + 1  # of the n-grams that fit into L tokens

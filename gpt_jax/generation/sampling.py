@@ -4,7 +4,7 @@ Shapes in names: B rows, V vocabulary (padded), K kept tokens, C choices (K or V
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,18 +78,14 @@ def make(
 
 def adjust(sampling: Sampling, logits_BV: jax.Array, state: state_lib.State) -> jax.Array:
   """Applies bias, penalties and bans to logits or log-probabilities, float32 (B, V)."""
-  values = sampling.values
-  prompt_BV: Any = state.prompt_BV  # there if there are penalties
-  counts_BV: Any = state.counts_BV
   if sampling.bias_V is not None:
     logits_BV = logits_BV + sampling.bias_V
-  if 'repetition_penalty' in values:
-    seen_BV = prompt_BV | (counts_BV > 0)
-    logits_BV = processors.repetition_penalty(logits_BV, seen_BV, values['repetition_penalty'])
-  if 'presence_penalty' in values or 'frequency_penalty' in values:
-    presence, frequency = (values.get(f'{name}_penalty', 0) for name in ('presence', 'frequency'))
+  if state.prompt_BV is not None and state.counts_BV is not None:
+    repetition, presence, frequency = (sampling.values.get(k, off) for k, off in _PENALTIES.items())
+    seen_BV = state.prompt_BV | (state.counts_BV > 0)
+    logits_BV = processors.repetition_penalty(logits_BV, seen_BV, repetition)
     logits_BV = processors.count_penalties(
-      logits_BV, counts_BV, presence=presence, frequency=frequency
+      logits_BV, state.counts_BV, presence=presence, frequency=frequency
     )
   if sampling.no_repeat_ngram:
     length_B = state.caches[0].length_B + 1

@@ -145,10 +145,8 @@ def verify(
 
   A proposal, drawn from q, is accepted with probability min(1, p / q); if not, a token is drawn
   from max(0, p - q), normalised. Leviathan et al. 2023, §2.3; that it is exact: Chen et al. 2023,
-  theorem 1. There is a key for each of the two draws.
-
-  Returns:
-    token_B, int32, -1 if none is possible, and accepted_B, bool.
+  theorem 1. There is a key for each of the two draws. Returns token_B, int32, -1 if none is
+  possible, and accepted_B, bool.
   """
   p_BV, q_BV = (choices.probabilities(vocab_size) for choices in (p, q))
   p_B1, q_B1 = (jnp.take_along_axis(x_BV, proposal_B[:, None], axis=1) for x_BV in (p_BV, q_BV))

@@ -52,18 +52,13 @@ def prefill(
 ) -> State:
   """Returns the state in which prompts are known and nothing is generated.
 
-  Args:
-    models: The model and, if there is one, its draft model.
-    params: Their parameters.
-    tokens_UL: int32, padded prompts, L at most `size`. Padding changes nothing: no token of the
-      prompt attends to it, and decoding overwrites it in the cache.
-    length_U: int32, 1 to L.
-    rows_B: int32, the prompt of each row; a prompt is computed once, however many rows have it.
-    sample_index_B: int32, which sample of its prompt each row is; its key is folded with it.
-    seed: Of the draws.
-    size: Positions of the caches, M - 1.
-    log_probs: Whether to record log-probabilities.
-    counts: Whether to count tokens.
+  `models` are the model and, if there is one, its draft model. `tokens_UL` are padded prompts,
+  int32, of which `length_U` tokens count, 1 to L. Padding changes nothing: no token of the prompt
+  attends to it, and decoding overwrites it in the cache.
+
+  `rows_B` is the prompt of each row, int32: it is computed once, however many rows have it.
+  `sample_index_B`, int32, is which sample of its prompt each row is; its key is folded with that.
+  The caches get `size` positions, M - 1, at least L. `log_probs` and `counts` say what to record.
   """
   (U, L), B, V = tokens_UL.shape, rows_B.size, models[0].config.padded_vocab_size
   caches = []

@@ -55,10 +55,10 @@ class CausalSelfAttention(nn.Module):
   ) -> tuple[jax.Array, LayerCache | None]:
     cfg = self.config
     B, L, D = x_BLD.shape
-    qkv = layers.dense(cfg, 3 * D, name='c_attn')(x_BLD)
-    q_BLHK, k_BLHK, v_BLHK = (
-      y.reshape(B, L, cfg.n_head, cfg.head_width) for y in jnp.split(qkv, 3, axis=-1)
-    )
+    heads = (cfg.n_head, cfg.head_width)
+    qkv = layers.Dense(cfg, (3, *heads), ('embed', None, 'heads', None), name='c_attn')(x_BLD)
+    qkv = layers.constrain(qkv, ('batch', None, None, 'heads', None))
+    q_BLHK, k_BLHK, v_BLHK = (qkv[:, :, i] for i in range(3))
     if cache is not None and start_B is not None:
       y_BLHK, cache = _attend_cached(q_BLHK, k_BLHK, v_BLHK, cache, start_B)
     elif cfg.attention == 'cudnn':
@@ -68,9 +68,8 @@ class CausalSelfAttention(nn.Module):
     else:
       drop = nn.Dropout(cfg.dropout, deterministic=deterministic)
       y_BLHK = _attend(q_BLHK, k_BLHK, v_BLHK, segments_BL, drop)
-    y_BLD = layers.dense(cfg, D, std=layers.residual_std(cfg), name='c_proj')(
-      y_BLHK.reshape(B, L, D)
-    )
+    project = layers.Dense(cfg, (D,), ('heads', 'embed'), layers.residual_std(cfg), name='c_proj')
+    y_BLD = project(y_BLHK.reshape(B, L, D))
     return nn.Dropout(cfg.dropout, deterministic=deterministic)(y_BLD), cache
 
 

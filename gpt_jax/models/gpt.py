@@ -16,6 +16,8 @@ from flax import linen as nn
 from gpt_jax import config as config_lib
 from gpt_jax.models import attention, layers
 
+_RESIDUAL = ('batch', None, None)  # the logical axes of x_BLD
+
 
 class MLP(nn.Module):
   """Two linear layers around a GELU (Hendrycks & Gimpel 2016; its tanh form)."""
@@ -25,9 +27,10 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_BLD: jax.Array, deterministic: bool) -> jax.Array:
     cfg = self.config
-    h_BLF = layers.dense(cfg, 4 * cfg.n_embd, name='c_fc')(x_BLD)
-    h_BLF = jax.nn.gelu(h_BLF, approximate=True)
-    y_BLD = layers.dense(cfg, cfg.n_embd, std=layers.residual_std(cfg), name='c_proj')(h_BLF)
+    D, std = cfg.n_embd, layers.residual_std(cfg)
+    h_BLF = layers.Dense(cfg, (4 * D,), ('embed', 'hidden'), name='c_fc')(x_BLD)
+    h_BLF = layers.constrain(jax.nn.gelu(h_BLF, approximate=True), ('batch', None, 'hidden'))
+    y_BLD = layers.Dense(cfg, (D,), ('hidden', 'embed'), std, name='c_proj')(h_BLF)
     return nn.Dropout(cfg.dropout, deterministic=deterministic)(y_BLD)
 
 
@@ -51,7 +54,7 @@ class Block(nn.Module):
     )
     x_BLD = x_BLD + y_BLD
     x_BLD = x_BLD + MLP(cfg, name='mlp')(layers.layer_norm(cfg, 'ln_2')(x_BLD), deterministic)
-    return x_BLD, cache
+    return layers.constrain(x_BLD, _RESIDUAL), cache
 
 
 class GPT(nn.Module):
@@ -130,8 +133,14 @@ class GPT(nn.Module):
     start_B = None if cache is None else cache.length_B
     # Gathered in float32: a cast before the gather would make its gradient a bfloat16 scatter-add,
     # off by 20 % for the most frequent token of natural text.
-    x_BLD = self.wte(tokens_BL) + self.wpe(_positions(L, start_B, segments_BL, cfg.block_size))
-    x_BLD = self.drop(x_BLD.astype(cfg.dtype), deterministic=deterministic)
+    # If the width of the table is sharded, each device looks up its shard for the sequences of all
+    # devices that share the table, which moves less than the table.
+    tokens_BL = layers.constrain(tokens_BL, ('lookup', None))
+    x_BLD = layers.constrain(self.wte(tokens_BL), ('lookup', None, 'embed'))
+    x_BLD = layers.constrain(x_BLD, _RESIDUAL)
+    x_BLD += self.wpe(_positions(L, start_B, segments_BL, cfg.block_size))
+    x_BLD = layers.constrain(x_BLD.astype(cfg.dtype), _RESIDUAL)
+    x_BLD = self.drop(x_BLD, deterministic=deterministic)
     caches = None if cache is None else cache.layers
     if cfg.scan_layers:
       x_BLD, caches = self.h(x_BLD, caches, start_B, segments_BL, deterministic)
@@ -154,9 +163,8 @@ class GPT(nn.Module):
     """
     cfg = self.config
     output_VD = self.wte.embedding if cfg.tie_embeddings else self.lm_head
-    logits_BLV = layers.flat_dot_general(
-      hidden_BLD, output_VD.astype(hidden_BLD.dtype).T, None, preferred_element_type=jnp.float32
-    )
+    logits_BLV = layers.product(hidden_BLD, output_VD, ('vocab', 'embed'), 1, jnp.float32)
+    logits_BLV = layers.constrain(logits_BLV, ('batch', None, 'vocab'))
     if cfg.padded_vocab_size == cfg.vocab_size:
       return logits_BLV
     real_V = jnp.arange(cfg.padded_vocab_size) < cfg.vocab_size

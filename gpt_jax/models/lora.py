@@ -2,48 +2,19 @@
 
 A linear layer keeps its weights W and learns a low-rank change of them:
 x·W + b + (alpha / rank) (x·A)·B. In the tree of parameters A is `lora_a` and B is `lora_b`, beside
-the layer's `kernel`; all else is the base. Without adapters the base itself is trained.
-
-Shapes in names: B batch, L length, D inputs, F outputs (features), R rank.
+the layer's `kernel` (see `layers.Dense`); all else is the base, which has no gradient. Without
+adapters the base itself is trained.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import traverse_util
 
 from gpt_jax import config as config_lib
 
 _NAMES = ('lora_a', 'lora_b')
-
-
-class Dense(nn.Dense):
-  """A linear layer with an adapter that adds nothing at first: A is random, B is 0 (§4.1).
-
-  W + A·B is never computed, and neither is the gradient of W.
-
-  Attributes:
-    rank: R, at least 1.
-    alpha: The adapter counts alpha / rank.
-  """
-
-  rank: int = 1
-  alpha: float = 1.0
-
-  @nn.compact
-  def __call__(self, x_BLD: jax.Array) -> jax.Array:
-    y_BLF = super().__call__(x_BLD)
-    # Gaussian, such that x·A is as large as x.
-    init_a = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
-    a_DR = self.param('lora_a', init_a, (x_BLD.shape[-1], self.rank))
-    b_RF = self.param('lora_b', nn.initializers.zeros, (self.rank, self.features))
-    x_BLD, a_DR, b_RF = nn.dtypes.promote_dtype(x_BLD, a_DR, b_RF, dtype=self.dtype)
-    dot = self.dot_general or jax.lax.dot_general
-    last_with_first = (((x_BLD.ndim - 1,), (0,)), ((), ()))
-    z_BLF = dot(dot(x_BLD, a_DR, last_with_first), b_RF, last_with_first)
-    return y_BLF + self.alpha / self.rank * z_BLF
 
 
 def split(params: Any) -> tuple[Any, Any]:

@@ -3,13 +3,24 @@
 Adam's moments are trees like the parameters, so their paths end alike and the same table serves.
 """
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import linen as nn
 
-# The mesh axis that shards each logical axis; None is copied.
-_MESH_AXIS = {'embed': 'fsdp', 'heads': 'tensor', 'hidden': 'tensor', 'vocab': 'tensor', None: None}
+# The mesh axes that shard each logical axis; other axes are copied. Sequences are sharded over both
+# of `data` and `fsdp`, which shards the parameters that would otherwise be copies.
+LOGICAL_AXES = (
+  ('batch', ('data', 'fsdp')),
+  ('lookup', 'data'),  # sequences whose tokens are looked up by each device of an fsdp group
+  ('embed', 'fsdp'),
+  ('heads', 'tensor'),
+  ('hidden', 'tensor'),
+  ('vocab', 'tensor'),
+)
 
 # Scanned layers have one more, leading axis, which is never sharded.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -54,7 +65,20 @@ def tree_shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     matches = matching_rules(name)
     if len(matches) != 1:
       raise ValueError(f'{name}: {len(matches)} sharding rules match, there must be exactly one')
-    axes = tuple(_MESH_AXIS[axis] for axis in RULES[matches[0]][1])
+    axes = nn.logical_to_mesh_axes(RULES[matches[0]][1], LOGICAL_AXES) or ()
     return jax.NamedSharding(mesh, jax.P(*(None,) * (leaf.ndim - len(axes)), *axes))
 
   return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def on_mesh(mesh: jax.sharding.Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns `function`, to be jitted, with the logical axes of its arrays bound to a mesh."""
+  if mesh is None:
+    return function
+
+  @functools.wraps(function)
+  def bound(*args: Any) -> Any:
+    with nn.logical_axis_rules(LOGICAL_AXES), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args)
+
+  return bound

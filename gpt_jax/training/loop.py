@@ -3,12 +3,14 @@
 import functools
 import math
 import time
+from collections.abc import Callable
 
 import jax
 
-from gpt_jax import errors, progress, shutdown
+from gpt_jax import errors, progress
 from gpt_jax.data import loader
 from gpt_jax.parallel import mesh as mesh_lib
+from gpt_jax.parallel import processes
 from gpt_jax.training import input_pipeline, perf, plot, report
 from gpt_jax.training import metrics as metrics_lib
 from gpt_jax.training import program as program_lib
@@ -26,9 +28,10 @@ class Loop:
     program: program_lib.Program,
     data: loader.Data,
     run: run_lib.Run,
-    guard: shutdown.Guard,
+    check: Callable[[], None],
   ) -> None:
-    self._program, self._data, self._run, self._guard = program, data, run, guard
+    """Prepares to train; `check` raises `Stopped` when it is time to."""
+    self._program, self._data, self._run, self._check = program, data, run, check
     self._train = program.config.train
     self._identity = run_dir.identity(program.config.model, data.tokenizer)
     self._saved = run.step
@@ -44,7 +47,6 @@ class Loop:
       UserError: The run has diverged, or its checkpoint is damaged or of another run.
     """
     train, run, step = self._train, self._run, self._run.step
-    tensorboard = run.tensorboard if train.tensorboard else None
     with (
       checkpoints_lib.Checkpoints(run.checkpoints, keep=train.keep_checkpoints) as checkpoints,
       progress.Bar(keep=True) as bar,
@@ -55,7 +57,12 @@ class Loop:
       else:
         run.check_identity(step, checkpoints.identity(step), self._identity)
         state = self._program.restored_state(checkpoints, step)
-      self._log = metrics_lib.MetricsLog(run.metrics, resume_step=step, tensorboard=tensorboard)
+      self._log = metrics_lib.MetricsLog(
+        run.metrics,
+        resume_step=step,
+        tensorboard=run.tensorboard if train.tensorboard else None,
+        writes=processes.is_primary(),
+      )
       self._console = report.Console(bar, steps=train.steps, start=step or 0)
       self._take_steps(state, step or 0)
       self._console.say(report.result(self._log.lines, run))
@@ -71,7 +78,7 @@ class Loop:
       self._since = time.monotonic()
       rows, numbers = self._data.train.train_rows, range(step, train.steps)
       for batch in input_pipeline.batches(rows, self._program.tokens, numbers):
-        self._guard.check()
+        self._check()
         with jax.transfer_guard('disallow'):
           state, metrics = self._program.train_step(state, batch)
         if one_at_a_time:
@@ -104,7 +111,7 @@ class Loop:
       val_loss, best = self._evaluate(state, step)
     if step == self._saved or best or step and self._is_due(step, self._train.checkpoint_every):
       self._save(state, step, val_loss)
-    if step and val_loss is not None:
+    if step and val_loss is not None and processes.is_primary():
       plot.draw(self._log.lines, self._run.plot, title=self._run.path.name)
     self._since += time.monotonic() - began
 
@@ -118,7 +125,7 @@ class Loop:
     losses, targets, count = 0.0, 0, self._train.eval_batches
     rows = functools.partial(self._data.val.val_rows, total=count * self._train.batch_size)
     for batch in input_pipeline.batches(rows, self._program.tokens, range(count)):
-      self._guard.check()
+      self._check()
       # One at a time: many in flight fill a device's memory, and see one_step_at_a_time.
       batch_loss, batch_targets = jax.device_get(self._program.eval_step(state.params, batch))
       losses, targets = losses + float(batch_loss), targets + int(batch_targets)

@@ -48,19 +48,26 @@ class MetricsLog:
   """
 
   def __init__(
-    self, path: pathlib.Path, *, resume_step: int | None, tensorboard: pathlib.Path | None
+    self,
+    path: pathlib.Path,
+    *,
+    resume_step: int | None,
+    tensorboard: pathlib.Path | None,
+    writes: bool = True,
   ) -> None:
     """Opens `path`; `tensorboard` is the folder for a TensorBoard file, None for none.
 
     A run that resumes from `resume_step` writes later lines again: they are dropped. None starts a
-    new file.
+    new file. Without `writes`, lines are only remembered: another process writes the same.
     """
     last = -1 if resume_step is None else resume_step
     self.lines = [line for line in read(path) if line['step'] <= last]
-    atomic.write_bytes(path, ''.join(json.dumps(line) + '\n' for line in self.lines).encode())
-    self._path = path
+    self._path, self._writes, self._events = path, writes, None
     self._start = time.monotonic() - max((line.get('time', 0.0) for line in self.lines), default=0)
-    self._events = event_file.EventFile(tensorboard, purge_step=last + 1) if tensorboard else None
+    if writes:
+      atomic.write_bytes(path, ''.join(json.dumps(line) + '\n' for line in self.lines).encode())
+      if tensorboard:
+        self._events = event_file.EventFile(tensorboard, purge_step=last + 1)
 
   def has(self, step: int, key: str) -> bool:
     """Returns whether a line of `step` has `key`."""
@@ -69,8 +76,9 @@ class MetricsLog:
   def write(self, step: int, values: Line) -> None:
     """Appends a line of `step`, `values` and `time` (seconds since the run's start)."""
     line = {'step': step, **values, 'time': round(time.monotonic() - self._start, 3)}
-    with self._path.open('a', encoding='utf-8') as file:
-      file.write(json.dumps(line) + '\n')
     self.lines.append(line)
+    if self._writes:
+      with self._path.open('a', encoding='utf-8') as file:
+        file.write(json.dumps(line) + '\n')
     if self._events:
       self._events.write(step, values)

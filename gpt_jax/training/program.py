@@ -80,8 +80,9 @@ class Program:
 
   def compile(self) -> 'Program':
     """Returns the program with both steps compiled: any other shapes are an error then."""
-    train_step = self.train_step.lower(self.state, self.batch).compile()
-    eval_step = self.eval_step.lower(self.state.params, self.batch).compile()
+    options = mesh_lib.compiler_options(self.tokens.sharding.mesh)
+    train_step = self.train_step.lower(self.state, self.batch).compile(options)
+    eval_step = self.eval_step.lower(self.state.params, self.batch).compile(options)
     return dataclasses.replace(self, train_step=train_step, eval_step=eval_step)
 
   def initial_state(self, pretrained: saved_model.SavedModel | None) -> step_lib.TrainState:
@@ -115,6 +116,7 @@ def build(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Program:
   shardings = sharding.tree_shardings(mesh, shapes)
   parts = config.train.gradient_accumulation
   shape = (parts, config.train.batch_size // parts, config.model.block_size)
+  on_mesh = functools.partial(sharding.on_mesh, mesh)
   train_step = step_lib.make_train_step(model, optimizer, schedule, dropout_key)
   return Program(
     config=config,
@@ -123,6 +125,6 @@ def build(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Program:
     ),
     tokens=jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.batch_sharding(mesh)),
     init=jax.jit(init, out_shardings=shardings),
-    train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
-    eval_step=jax.jit(step_lib.make_eval_step(model)),
+    train_step=jax.jit(on_mesh(train_step), donate_argnums=0, out_shardings=(shardings, None)),
+    eval_step=jax.jit(on_mesh(step_lib.make_eval_step(model))),
   )

@@ -1,17 +1,21 @@
 """The directory of a run, checked before anything slow, then written; `run_dir` reads it."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import re
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
+import jax
 import numpy as np
 
 from gpt_jax import atomic, errors, json_files, knobs
 from gpt_jax import config as config_lib
 from gpt_jax.data import loader
+from gpt_jax.parallel import processes
 from gpt_jax.training import metrics as metrics_lib
 from gpt_jax.training import optimizer
 from gpt_jax.weights import run_dir
@@ -19,7 +23,7 @@ from gpt_jax.weights import run_dir
 # Keys that may change within a run: they decide where it is computed and what is reported, not the
 # parameters (except for the order of float32 sums, which mesh and gradient_accumulation change).
 _FREE = re.compile(
-  r'mesh\..*|model\.(attention|remat)|data\.(cache_dir|processes|verify)'
+  r'(mesh|processes)\..*|model\.(attention|remat)|data\.(cache_dir|processes|verify)'
   r'|train\.(gradient_accumulation|.*_every|eval_batches|keep_checkpoints|tensorboard)'
 )
 # Keys that may change if the learning rates of the steps taken stay the same.
@@ -96,8 +100,11 @@ class Run(run_dir.RunDir):
     """Writes what describes the run: its resolved config, its tokenizer, hashes of its text.
 
     Raises:
-      UserError: The run began with other text or another tokenizer.
+      UserError: The run began with other text or another tokenizer, or the processes differ in
+        config, text or newest checkpoint.
     """
+    if jax.process_count() > 1:
+      processes.compare(self._facts(config, data))
     if self.step is not None:
       fix = 'undo the change, or choose another `workdir`'
       found = [
@@ -109,10 +116,28 @@ class Run(run_dir.RunDir):
         problem = f'the tokenizer has changed since {self.path} began'
         found.append(errors.UserError('data.tokenizer', problem, fix))
       errors.raise_all(found)
-    self.path.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(self.config, dataclasses.asdict(config))
-    atomic.write_json(self.tokenizer, data.tokenizer.to_dict())
-    atomic.write_json(self.text, data.content_hashes)
+    if processes.is_primary():
+      self.path.mkdir(parents=True, exist_ok=True)
+      atomic.write_json(self.config, dataclasses.asdict(config))
+      atomic.write_json(self.tokenizer, data.tokenizer.to_dict())
+      atomic.write_json(self.text, data.content_hashes)
+    processes.gather(None)
+    if not self.config.exists():
+      problem = f'{self.path} is not on storage that all processes share'
+      raise errors.UserError('workdir', problem)
+
+  def _facts(self, config: config_lib.Config, data: loader.Data) -> dict[str, Any]:
+    """What must be the same on all processes: else they train on nonsense or wait forever."""
+    facts = {k.key: k.value for k in knobs.knobs(config) if not k.key.startswith('processes.')}
+    first = data.train.train_rows(np.arange(config.train.batch_size))
+    rows = hashlib.sha256(b''.join(x.tobytes() for x in jax.tree.leaves(first)))
+    return facts | {
+      'the version of jax': jax.__version__,
+      'the newest checkpoint': self.step,
+      'the text': data.content_hashes,
+      'the tokenizer': data.tokenizer.hash,
+      'the first batch': rows.hexdigest(),
+    }
 
 
 def _exists(path: pathlib.Path) -> bool:

@@ -4,6 +4,7 @@ Shapes in names: A gradient accumulation, B batch (sequences of one micro-batch)
 V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,8 +40,11 @@ def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
 
   Targets that are IGNORED add nothing, and their logits get no gradient.
   """
-  labels_BL = jnp.maximum(targets_BL, 0)
-  losses_BL = optax.softmax_cross_entropy_with_integer_labels(logits_BLV, labels_BL)
+  # Compared, not gathered: the gradient of a gather is a scatter into an array of logits, and a
+  # gather from logits that are sharded along V would copy all of them to every device.
+  is_target_BLV = jnp.arange(logits_BLV.shape[-1]) == targets_BL[..., None]
+  target_logits_BL = jnp.where(is_target_BLV, logits_BLV, 0.0).sum(-1)
+  losses_BL = jax.nn.logsumexp(logits_BLV, axis=-1) - target_logits_BL
   return jnp.where(targets_BL == batch_lib.IGNORED, 0.0, losses_BL).sum()
 
 
@@ -62,11 +66,14 @@ def make_train_step(
   Metrics: `loss` before the update, `grad_norm` before clipping, `learning_rate`.
   """
 
+  untied = gpt.GPT(dataclasses.replace(model.config, tie_embeddings=False))
+
   def loss_fn(
     trained: Any, frozen: Any, part: batch_lib.Batch, count: jax.Array, key: jax.Array
   ) -> jax.Array:
-    logits_BLV, _ = model.apply(
-      {'params': lora.join(trained, frozen)},
+    params = lora.join(trained, frozen)
+    logits_BLV, _ = (untied if 'lm_head' in params else model).apply(
+      {'params': params},
       part.inputs,
       segments_BL=part.segments,
       deterministic=False,
@@ -75,6 +82,20 @@ def make_train_step(
     return cross_entropy(logits_BLV, part.targets) / count
 
   def gradients(
+    trained: Any, frozen: Any, batch: batch_lib.Batch, key: jax.Array
+  ) -> tuple[jax.Array, Any]:
+    # The two gradients of a tied table are added at the end: XLA moves a reduction among devices
+    # out of a loop that adds it up, to once a step, but not that of a sum of two.
+    is_tied = model.config.tie_embeddings and 'wte' in trained
+    if is_tied:
+      trained = {**trained, 'lm_head': trained['wte']['embedding']}
+    loss, grads = summed(trained, frozen, batch, key)
+    if is_tied:
+      lm_head = grads.pop('lm_head')
+      grads['wte'] = {'embedding': grads['wte']['embedding'] + lm_head}
+    return loss, grads
+
+  def summed(
     trained: Any, frozen: Any, batch: batch_lib.Batch, key: jax.Array
   ) -> tuple[jax.Array, Any]:
     # Over the whole batch: micro-batches with more targets weigh more.

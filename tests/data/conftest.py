@@ -14,18 +14,6 @@ def gpt2(vocabulary):
   return tokenizers.build(config.DataConfig(tokenizer='gpt2'), {})
 
 
-@pytest.fixture
-def serve(tmp_path_factory):
-  """A function that returns a URL of bytes."""
-
-  def url(body):
-    path = tmp_path_factory.mktemp('served') / 'vocab.bpe'
-    path.write_bytes(body)
-    return path.as_uri()
-
-  return url
-
-
 @pytest.fixture(scope='session')
 def prepare_parts():
   """A function that prepares documents, given part by part, and returns what was prepared.
@@ -33,29 +21,22 @@ def prepare_parts():
   A document is text, or a list of the pieces that it is read in.
   """
 
-  def pieces(part, number):
-    for i, document in enumerate(part):
+  def part(number, documents, split):
+    pieces: list[sources.Piece] = []
+    for i, document in enumerate(documents):
       texts = [document] if isinstance(document, str | bytes) else document
-      for j, text in enumerate(texts):
-        yield sources.Piece(f'part {number} document {i}', text, j == len(texts) - 1)
+      place, last = f'part {number} document {i}', len(texts) - 1
+      pieces += [sources.Piece(place, text, j == last) for j, text in enumerate(texts)]
+    size = sum(len(piece.text) for piece in pieces)
+    return sources.Part(split, size, functools.partial(iter, pieces))
 
-  def run(parts, folder, *, splits=None, progress=None, check=None, **knobs):
-    source = sources.Source(
-      'text:made.txt',
-      tuple(
-        sources.Part(
-          split=splits[number] if splits else '',
-          size=sum(len(piece.text) for piece in pieces(part, number)),
-          read=functools.partial(iter, list(pieces(part, number))),
-        )
-        for number, part in enumerate(parts)
-      ),
-      {'parts': repr(parts)},
-    )
+  def run(parts, folder, *, splits=None, progress=None, **knobs):
+    made = tuple(map(part, range(len(parts)), parts, splits or [''] * len(parts)))
+    source = sources.Source('text:made.txt', made, {'parts': repr(parts)})
     knobs = {'tokenizer': 'byte', 'processes': 1, **knobs}
     data = config.DataConfig(source=source.spec, cache_dir=str(folder), **knobs)
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(sources, 'open_source', lambda spec, *, text_field: source)
-      return prepare.prepare(data, progress=progress, check=check)
+      return prepare.prepare(data, progress=progress)
 
   return run

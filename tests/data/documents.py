@@ -1,12 +1,10 @@
 """What a source has, read as workers read it."""
 
 import pickle
-from collections.abc import Callable
-
-import pytest
 
 from gpt_jax import errors
 from gpt_jax.data import sources
+from tests import raised
 
 
 def read(spec: str, field: str = 'text', policy: str = 'fail') -> dict[str, list[str]]:
@@ -23,17 +21,9 @@ def read(spec: str, field: str = 'text', policy: str = 'fail') -> dict[str, list
   return splits
 
 
-def user_error(use: Callable[..., object], *arguments: object) -> errors.UserError:
-  """The error that `use(*arguments)` raises, one paragraph."""
-  with pytest.raises(errors.UserError) as e:
-    use(*arguments)
-  assert '\n' not in str(e.value)
-  return e.value
-
-
 def error(spec: str, field: str = 'text') -> errors.UserError:
   """The error that opening or reading `spec` raises."""
-  return user_error(read, spec, field)
+  return raised.user_error(read, spec, field)
 
 
 def fingerprint(spec: str, field: str = 'text') -> str:

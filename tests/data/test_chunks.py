@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gpt_jax import config, errors
 from gpt_jax.data.batches import batch, chunks, stream
+from tests import raised
 
 KINDS = ('windows', 'partition', 'packed', 'sentences')
 START, PAD = 7, 9
@@ -148,9 +149,8 @@ def test_too_little_text_is_reported(kind, enough):
   options = {'start_id': None, 'end_ids': (_FIRST_ID + 5,), 'min_length': 6, 'max_length': 8}
   assert len(_chunk(kind, _text(enough), 8, **options)) == 1
   for size in (0, enough - 1):
-    with pytest.raises(errors.UserError, match=f'{size} tokens') as e:
-      _chunk(kind, _text(size), 8, **options)
-    assert e.value.key == 'data.chunks'
+    error = raised.user_error(_chunk, kind, _text(size), 8, **options)
+    assert error.key == 'data.chunks' and f'{size} tokens' in str(error)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from gpt_jax.data.tokenizers import bpe
-from tests.data import documents
+from tests import raised
 
 
 def test_ids_are_the_published_ones_and_the_name_of_the_end_of_text_is_text(gpt2):
@@ -34,11 +34,12 @@ class TestFindingTheVocabulary:
   """Each place is tried in turn; nothing unverified is used and nothing of the user's touched."""
 
   @pytest.fixture(autouse=True)
-  def nowhere(self, tmp_path, monkeypatch):
-    """No vocabulary in any place, and no network."""
+  def nowhere(self, tmp_path, tmp_path_factory, monkeypatch):
+    """No vocabulary in any place; a test that writes `served` has a network."""
     monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(tmp_path / 'tiktoken'))
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
-    monkeypatch.setattr(bpe, 'URL', 'http://127.0.0.1:9/vocab.bpe')
+    self.served = tmp_path_factory.mktemp('served') / 'vocab.bpe'
+    monkeypatch.setattr(bpe, 'URL', self.served.as_uri())
     self.users = tmp_path / 'tiktoken' / bpe.CACHE_NAME
     self.own = tmp_path / 'xdg' / 'gpt_jax' / 'tiktoken' / bpe.CACHE_NAME
 
@@ -49,42 +50,38 @@ class TestFindingTheVocabulary:
     monkeypatch.setattr(bpe, 'SHA256', bpe.hashlib.sha256(contents).hexdigest())
     return contents
 
+  @pytest.fixture(params=['users', 'own'])
+  def place(self, request, monkeypatch):
+    """Where a download is kept: tiktoken's cache if the user has one, else our own."""
+    if request.param == 'own':
+      monkeypatch.delenv('TIKTOKEN_CACHE_DIR')
+    return getattr(self, request.param)
+
   def put(self, path, contents):
     path.parent.mkdir(parents=True)
     path.write_bytes(contents)
 
-  def test_without_a_verified_download_each_place_is_named(
-    self, tmp_path, merges, serve, monkeypatch
-  ):
-    for url in (bpe.URL, serve(merges + b'x')):
+  def test_without_a_verified_download_each_place_is_named(self, tmp_path, merges, monkeypatch):
+    self.served.write_bytes(merges + b'x')
+    for url in ('http://127.0.0.1:9/vocab.bpe', bpe.URL):
       monkeypatch.setattr(bpe, 'URL', url)
-      error = documents.user_error(bpe.find_merges)
+      error = raised.user_error(bpe.find_merges)
       assert error.key == 'data.tokenizer'
       assert all(str(tried) in error.problem for tried in (self.users, self.own, url))
     assert not list(tmp_path.rglob('*'))
 
-  @pytest.mark.parametrize('place', ['users', 'own'])
-  def test_a_download_is_kept_and_found_again(self, merges, place, serve, monkeypatch):
-    if place == 'own':
-      monkeypatch.delenv('TIKTOKEN_CACHE_DIR')
-    nowhere = bpe.URL
-    monkeypatch.setattr(bpe, 'URL', serve(merges))
-    assert bpe.find_merges() == getattr(self, place).read_bytes() == merges
-    monkeypatch.setattr(bpe, 'URL', nowhere)
+  def test_a_download_is_kept_and_found_again(self, merges, place):
+    self.served.write_bytes(merges)
+    assert bpe.find_merges() == place.read_bytes() == merges
+    self.served.unlink()
     assert bpe.find_merges() == merges
 
-  @pytest.mark.parametrize('place', ['users', 'own'])
-  def test_a_damaged_file_is_reported_and_replaced_only_in_our_own_cache(
-    self, merges, place, serve, monkeypatch, capsys
-  ):
-    damaged = getattr(self, place)
-    self.put(damaged, b'rot')
-    if place == 'own':
-      monkeypatch.delenv('TIKTOKEN_CACHE_DIR')
-    monkeypatch.setattr(bpe, 'URL', serve(merges))
+  def test_a_damaged_file_is_reported_and_replaced_only_in_our_cache(self, merges, place, capsys):
+    self.put(place, b'rot')
+    self.served.write_bytes(merges)
     assert bpe.find_merges() == bpe.find_merges() == self.own.read_bytes() == merges
-    assert damaged.read_bytes() == (merges if place == 'own' else b'rot')
-    assert capsys.readouterr().err.count(str(damaged)) == 1
+    assert place.read_bytes() == (merges if place == self.own else b'rot')
+    assert capsys.readouterr().err.count(str(place)) == 1
 
   @pytest.mark.parametrize('named', ['vocab.bpe', 'given/other.txt', 'given'])
   def test_a_given_file_or_folder_is_the_only_place(self, tmp_path, merges, named, monkeypatch):
@@ -105,16 +102,14 @@ class TestFindingTheVocabulary:
     path = tmp_path / 'mine.bpe'
     if contents is not None:
       path.write_bytes(contents)
-    assert documents.user_error(bpe.find_merges, str(path)).key == str(path)
+    assert raised.user_error(bpe.find_merges, str(path)).key == str(path)
     assert not (tmp_path / 'xdg').exists()
     assert not path.exists() or path.read_bytes() == contents
 
   @pytest.mark.parametrize('folder', ['tiktoken', 'xdg'])
-  def test_a_cache_that_cannot_be_written_does_no_harm(
-    self, tmp_path, merges, folder, serve, monkeypatch
-  ):
+  def test_a_cache_that_cannot_be_written_does_no_harm(self, tmp_path, merges, folder):
     (tmp_path / folder).write_text('a file where the folder would be')
     (tmp_path / 'mine').write_bytes(merges)
     assert bpe.find_merges(str(tmp_path / 'mine')) == merges
-    monkeypatch.setattr(bpe, 'URL', serve(merges))
+    self.served.write_bytes(merges)
     assert bpe.find_merges() == merges

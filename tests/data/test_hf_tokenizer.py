@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gpt_jax import config
 from gpt_jax.data import tokenizers
 from gpt_jax.data.tokenizers import base
-from tests.data import documents
+from tests import raised
 
 hf = pytest.importorskip('tokenizers', reason='the tokenizers package is not installed')
 
@@ -137,8 +137,8 @@ def test_holes_in_the_ids_are_within_the_vocabulary(save):
   tokenizer = save(model)
   assert tokenizer.vocab_size == 8 and tokenizer.encode('b').tolist() == [7]
   for bad in (8, -1):
-    assert documents.user_error(tokenizer.decode, [0, bad]).key == 'ids'
-  assert documents.user_error(tokenizer.encode, 'c').key == 'text'  # there is no [UNK]
+    assert raised.user_error(tokenizer.decode, [0, bad]).key == 'ids'
+  assert raised.user_error(tokenizer.encode, 'c').key == 'text'  # there is no [UNK]
 
 
 def test_a_token_is_known_by_its_text(session_tokenizer, save):
@@ -146,13 +146,13 @@ def test_a_token_is_known_by_its_text(session_tokenizer, save):
     assert session_tokenizer.token_id(text) == session_tokenizer.encode(text)[0]
   assert session_tokenizer.token_id('eos') == session_tokenizer.token_id('</s>') == 1
   # In a byte-level vocabulary the entry é is the byte 0xE9, not the character.
-  assert documents.user_error(session_tokenizer.token_id, 'é').key == 'token'
+  assert raised.user_error(session_tokenizer.token_id, 'é').key == 'token'
   # A word that names a role is not the role.
   model = hf.Tokenizer(hf.models.WordLevel({'pad': 0, 'eos': 1, '</s>': 2}))
   model.add_special_tokens(['</s>'])
   tokenizer = save(model)
   assert tokenizer.token_id('eos') == 2
-  assert documents.user_error(tokenizer.token_id, 'pad').key == 'token'
+  assert raised.user_error(tokenizer.token_id, 'pad').key == 'token'
 
 
 def test_the_space_of_a_token_is_shown(save):
@@ -181,14 +181,14 @@ class TestDamage:
     if contents is not None:
       path.write_bytes(contents)
     for given in (tmp_path, path):
-      assert documents.user_error(load, given).key == str(path)
+      assert raised.user_error(load, given).key == str(path)
 
   @pytest.mark.parametrize('token', [5, ['a'], {}, '<end>', '\ud800'])
   def test_a_special_token_that_is_not_in_the_vocabulary_is_refused(self, save, token):
     description = save(byte_level(ADDED)).to_dict() | {'special_tokens': {'eos': token}}
-    assert documents.user_error(tokenizers.from_dict, description).key == 'data.tokenizer'
+    assert raised.user_error(tokenizers.from_dict, description).key == 'data.tokenizer'
     if isinstance(token, str):
-      error = documents.user_error(save, byte_level(ADDED), {'eos_token': token})
+      error = raised.user_error(save, byte_level(ADDED), {'eos_token': token})
       assert error.key.endswith('tokenizer.json') and repr(token) in error.problem
 
   @pytest.mark.parametrize(
@@ -201,11 +201,11 @@ class TestDamage:
   def test_a_damaged_config_beside_it_is_named(self, save, tmp_path, beside):
     save(byte_level(ADDED))
     (tmp_path / 'tokenizer_config.json').write_bytes(beside)
-    assert documents.user_error(load, tmp_path).key == str(tmp_path / 'tokenizer_config.json')
+    assert raised.user_error(load, tmp_path).key == str(tmp_path / 'tokenizer_config.json')
 
 
 def test_without_the_package_its_extra_is_named(save, monkeypatch):
   description = save(byte_level()).to_dict()
   monkeypatch.setitem(sys.modules, 'tokenizers', None)
-  error = documents.user_error(tokenizers.from_dict, description)
+  error = raised.user_error(tokenizers.from_dict, description)
   assert error.key == 'data.tokenizer' and 'gpt_jax[tokenizers]' in error.fix

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from gpt_jax import config as config_lib
 from gpt_jax import errors, knobs
 from gpt_jax.data import loader
+from tests import raised
 
 
 @pytest.fixture
@@ -102,18 +104,14 @@ def test_special_tokens_open_and_fill_packed_rows(
   ],
 )
 def test_a_mistake_is_found_at_its_key(make_config, mixture, key, values):
-  with pytest.raises(errors.UserError) as e:
-    _open(make_config(**{'source': mixture, **values}))
-  assert e.value.key == key
+  assert raised.user_error(_open, make_config(**{'source': mixture, **values})).key == key
 
 
 def test_the_tokens_are_verified_unless_that_is_not_wanted(make_config, mixture, tmp_path):
   _open(make_config(mixture))
   (path, *_) = (tmp_path / 'cache').glob('*/tokens-00000.bin')
   path.write_bytes(b'\xff' + path.read_bytes()[1:])
-  with pytest.raises(errors.UserError) as e:
-    _open(make_config(mixture))
-  assert e.value.key == str(path)
+  assert raised.user_error(_open, make_config(mixture)).key == str(path)
   _open(make_config(mixture, verify=False))
 
 
@@ -128,11 +126,8 @@ def test_token_files_that_changed_are_noticed_without_verifying(make_config, tmp
 
 
 def test_a_stop_request_ends_the_preparation(make_config, mixture):
-  def check():
-    raise errors.Stopped('enough')
-
   with pytest.raises(errors.Stopped):
-    loader.open_data(make_config(mixture), check=check)
+    loader.open_data(make_config(mixture), check=mock.Mock(side_effect=errors.Stopped))
 
 
 def test_the_data_pipeline_needs_no_module_of_unix_alone():

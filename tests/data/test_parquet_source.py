@@ -3,6 +3,7 @@
 import pathlib
 import sys
 import tempfile
+from unittest import mock
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,6 +11,7 @@ import pytest
 
 from gpt_jax.data import sources
 from gpt_jax.data.sources import corpus
+from tests import raised
 from tests.data import documents
 
 pa = pytest.importorskip('pyarrow', reason='pyarrow is not installed')
@@ -48,16 +50,29 @@ def test_documents_come_back_for_every_part_size(monkeypatch, texts, rows, full,
     assert len(parts) <= sum(part.size for part in parts) // full + 1
 
 
-@pytest.mark.parametrize('kind', ['string', 'large_string', 'binary', 'dictionary'])
+def test_a_long_row_group_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
+  from gpt_jax.data.sources import parquet
+
+  save(tmp_path / 'a.parquet', [f'{i} {"x" * 1000}' for i in range(100)])
+  monkeypatch.setattr(parquet, '_BATCH_BYTES', 5000)
+  read = mock.Mock(wraps=pq.ParquetFile.iter_batches)
+  monkeypatch.setattr(pq.ParquetFile, 'iter_batches', lambda *args, **rest: read(*args, **rest))
+  assert len(documents.read(f'parquet:{tmp_path}')['']) == 100
+  assert 1 <= read.call_args.args[1] <= 5
+
+
+@pytest.mark.parametrize(
+  'kind', ['string', 'large_string', 'string_view', 'binary', 'large_binary', 'dictionary']
+)
 def test_every_kind_of_text_is_read(tmp_path, kind):
-  texts = ['one', 'é', '', 'one']
-  column = [text.encode() for text in texts] if kind == 'binary' else texts
+  texts = ['one', 'é', '', 'one'] * 1000  # encoded in less than a byte each
+  column = [text.encode() for text in texts] if 'binary' in kind else texts
   arguments = (pa.int32(), pa.string()) if kind == 'dictionary' else ()
   save(tmp_path / 'a.parquet', column, kind=getattr(pa, kind)(*arguments))
   assert documents.read(f'parquet:{tmp_path}/a.parquet') == {'': texts}
 
 
-def test_splits_are_those_of_hugging_face(tmp_path):
+def test_splits_are_those_of_hugging_face(tmp_path, monkeypatch):
   names = [
     'b/train-00001-of-00002.parquet',
     'a/train-00000-of-00002-0123456789abcdef.parquet',
@@ -67,14 +82,16 @@ def test_splits_are_those_of_hugging_face(tmp_path):
     'valid/x/0000.parquet',
     'unsupervised-00000-of-00001.parquet',
     'extra-00000-of-00001.parquet',
-    'train/0000.parquet',
+    'training/0000.parquet',
     'train/val/0000.parquet',
     'train/test-00000-of-00001.parquet',
     'other.parquet',
   ]
   for name in names:
     save(tmp_path / 'dev' / name, [name])
-  splits = documents.read(f'parquet:{tmp_path}/dev')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  splits = documents.read('parquet:~/dev')
   # The folder that the user names is not a split.
   assert list(splits) == ['train', 'validation', 'test', '', 'extra', 'unsupervised']
   assert splits['train'] == [names[1], names[0], names[8]]
@@ -82,15 +99,18 @@ def test_splits_are_those_of_hugging_face(tmp_path):
   assert splits['test'] == [names[4], names[10]]
   assert splits[''] == ['other.parquet']
   assert documents.read(f'parquet:{tmp_path}/dev/{names[8]}') == {'': [names[8]]}
-  assert documents.read(f'parquet:{tmp_path}/dev/*/0*') == {'train': [names[8]], 'test': [names[4]]}
+  assert documents.read('parquet:dev/*/0*') == {'train': [names[8]], 'test': [names[4]]}
   assert documents.read(f'parquet:{tmp_path}/dev/dev.parquet') == {'validation': ['dev.parquet']}
+  assert documents.read('parquet:dev/oth*') == {'': ['other.parquet']}
 
 
 def test_files_and_column_are_chosen_and_change_the_fingerprint(tmp_path):
   spec = f'parquet:{tmp_path}/[x]'
-  save(tmp_path / '[x]' / 'a.parquet', ['no'], body=['yes'], **{'a.b': ['dot']})
-  assert documents.read(spec, field='body') == {'': ['yes']}
+  save(tmp_path / '[x]' / 'a.parquet', ['no'], body=['yes' * 1000], **{'a.b': ['dot']})
+  assert documents.read(spec, field='body') == {'': ['yes' * 1000]}
   assert documents.read(spec, field='a.b') == {'': ['dot']}
+  (part,) = sources.open_source(spec, text_field='text').parts
+  assert 0 < part.size < 1000, 'the other column counted too'
   seen = {documents.fingerprint(spec, field) for field in ('text', 'body')}
   save(tmp_path / '[x]' / 'b.parquet', ['two'], body=['x'])
   assert len(seen | {documents.fingerprint(spec, field) for field in ('text', 'body')}) == 4
@@ -134,9 +154,9 @@ class TestBadFiles:
     (part,) = sources.open_source(f'parquet:{tmp_path}', text_field='text').parts
     for columns in ({'text': ['one']}, {'text': [1, 2]}, {'x': ['one', 'two']}):
       pq.write_table(pa.table(columns), path, row_group_size=1)
-      assert documents.user_error(lambda: list(part.read())).key == str(path)
+      assert raised.user_error(lambda: list(part.read())).key == str(path)
     path.unlink()
-    assert documents.user_error(lambda: list(part.read())).key == str(path)
+    assert raised.user_error(lambda: list(part.read())).key == str(path)
     assert documents.error(f'parquet:{tmp_path}').key == 'data.source'  # an empty folder
 
 

@@ -4,17 +4,15 @@ import concurrent.futures
 import gzip
 import itertools
 import os
-import pathlib
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from unittest import mock
 
 import pytest
 
 from gpt_jax import config, errors
 from gpt_jax.data import encoding, prepare, splits, store, workers
+from tests import raised
 
 
 class Corpus:
@@ -26,16 +24,10 @@ class Corpus:
     self.cache = folder / 'cache'
     self.path.write_text('hello\nworld\n')
 
-  def prepare(self, tokenizer='byte', *, progress=None, check=None, **knobs):
+  def prepare(self, tokenizer='byte', *, progress=None, **knobs):
     knobs = {'source': self.spec, 'processes': 1, 'cache_dir': str(self.cache), **knobs}
     data = config.DataConfig(tokenizer=tokenizer, **knobs)
-    return prepare.prepare(data, progress=progress, check=check)
-
-  def write_much(self):
-    """Writes text that takes two processes some time; returns its spec."""
-    for i in range(2):
-      self.path.with_name(f'{i}.txt').write_text(f'a word and the number {i}.\n' * 180_000)
-    return f'text:{self.path.parent}/?.txt'
+    return prepare.prepare(data, progress=progress)
 
 
 @pytest.fixture
@@ -102,9 +94,7 @@ def test_another_format_gets_a_store_of_its_own(corpus, monkeypatch):
 def test_a_damaged_store_is_not_used(corpus):
   (kept,) = corpus.prepare().sources
   (kept.directory / 'tokens-00000.bin').write_bytes(b'')
-  with pytest.raises(errors.UserError) as e:
-    corpus.prepare()
-  assert e.value.key == str(kept.directory / 'tokens-00000.bin')
+  assert raised.user_error(corpus.prepare).key == str(kept.directory / 'tokens-00000.bin')
 
 
 def test_any_number_of_processes_and_threads_writes_the_same(prepare_parts, tmp_path, monkeypatch):
@@ -121,25 +111,20 @@ def test_any_number_of_processes_and_threads_writes_the_same(prepare_parts, tmp_
   assert {path for path in found[0] if '00000' in path} == set(), 'part 0 has no text'
 
 
-def _stop():
-  raise errors.Stopped('enough')
-
-
 @pytest.mark.parametrize('calls', [0, 3, 5])
 def test_a_stop_request_leaves_nothing_behind(prepare_parts, tmp_path, calls):
   parts = [[f'part {i}'] for i in range(3)]
-  counter = itertools.count()
+  stop = mock.Mock(side_effect=[None] * calls + [errors.Stopped])
   with pytest.raises(errors.Stopped):
-    prepare_parts(parts, tmp_path, check=lambda: next(counter) == calls and _stop())
+    prepare_parts(parts, tmp_path, progress=stop)
   assert not list(tmp_path.iterdir())
   prepare_parts(parts, tmp_path).verify()
 
 
 def test_a_worker_that_fails_leaves_nothing_behind(prepare_parts, tmp_path, monkeypatch):
   monkeypatch.setattr(workers, '_PROCESS_BYTES', 1)
-  with pytest.raises(errors.UserError) as e:
-    prepare_parts([['good'], [b'b\xffd'], ['good']], tmp_path, processes=2)
-  assert e.value.key == 'part 1 document 0'
+  error = raised.user_error(prepare_parts, [['good'], [b'b\xffd'], ['good']], tmp_path, processes=2)
+  assert error.key == 'part 1 document 0'
   assert not list(tmp_path.iterdir())
 
 
@@ -177,16 +162,15 @@ def test_several_at_once_all_get_the_store(corpus):
 
 @pytest.mark.parametrize('kind', ['char', 'byte'])
 def test_a_source_that_changes_while_it_is_read_is_not_kept(corpus, kind):
-  with pytest.raises(errors.UserError, match='changed') as e:
-    corpus.prepare(kind, progress=lambda *_: corpus.path.write_text('hello\nworld\nhello\n'))
-  assert e.value.key == 'data.source'
+  error = raised.user_error(
+    corpus.prepare, kind, progress=lambda *_: corpus.path.write_text('hello\nworld\nhello\n')
+  )
+  assert error.key == 'data.source' and 'changed' in str(error)
   assert not list(corpus.cache.iterdir())
 
 
 def test_a_source_without_text_is_reported(prepare_parts, tmp_path):
-  with pytest.raises(errors.UserError) as e:
-    prepare_parts([['', ''], []], tmp_path)
-  assert e.value.key == 'data.source'
+  assert raised.user_error(prepare_parts, [['', ''], []], tmp_path).key == 'data.source'
   assert not list(tmp_path.iterdir())
 
 
@@ -210,25 +194,21 @@ def test_all_sources_are_verified(corpus):
   prepared = corpus.prepare(source=spec)
   seen: list = []
   prepared.verify(progress=lambda *args: seen.append(args[1:]))
-  total = sum(source.num_bytes for source in prepared.sources)
-  assert seen == [(prepared.sources[0].num_bytes, total), (total, total)]
+  total = sum(source.tokens.nbytes for source in prepared.sources)
+  assert seen == [(prepared.sources[0].tokens.nbytes, total), (total, total)]
   with pytest.raises(errors.Stopped):
-    prepared.verify(check=_stop)
+    prepared.verify(progress=mock.Mock(side_effect=errors.Stopped))
   for source in prepared.sources:
     path = source.directory / 'tokens-00000.bin'
     data = path.read_bytes()
     path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
-    with pytest.raises(errors.UserError) as e:
-      corpus.prepare(source=spec).verify()
-    assert e.value.key == str(path)
+    assert raised.user_error(corpus.prepare(source=spec).verify).key == str(path)
     path.write_bytes(data)
 
 
 def test_invalid_utf8_is_refused_or_counted(prepare_parts, tmp_path):
   parts = [[b'good', b'b\xffd\xfe'], [b'\xc3']]
-  with pytest.raises(errors.UserError) as e:
-    prepare_parts(parts, tmp_path)
-  assert e.value.key == 'part 0 document 1'
+  assert raised.user_error(prepare_parts, parts, tmp_path).key == 'part 0 document 1'
   prepared = prepare_parts(parts, tmp_path, invalid_utf8='replace')
   assert prepared.sources[0].manifest.invalid_utf8 == 3
   assert _text(prepared) == ['goodb\ufffdd\ufffd\ufffd']
@@ -239,15 +219,11 @@ def test_a_cache_that_cannot_be_written_is_reported(corpus, monkeypatch, cause):
   if cause == 'a file':
     corpus.cache.write_text('where the folder should be')
   else:
-    monkeypatch.setattr(encoding.atomic, 'write_bytes', _fill)
-  with pytest.raises(errors.UserError, match=str(corpus.cache)) as e:
-    corpus.prepare()
-  assert e.value.key == 'data.cache_dir'
+    full = mock.Mock(side_effect=OSError(28, 'No space left on device'))
+    monkeypatch.setattr(encoding.atomic, 'write_bytes', full)
+  error = raised.user_error(corpus.prepare)
+  assert error.key == 'data.cache_dir' and str(corpus.cache) in str(error)
   assert corpus.cache.is_file() or not list(corpus.cache.iterdir())
-
-
-def _fill(*_):
-  raise OSError(28, 'No space left on device')
 
 
 def test_a_mixture_has_one_vocabulary_and_a_store_per_source(corpus):
@@ -268,11 +244,11 @@ def test_a_mixture_has_one_vocabulary_and_a_store_per_source(corpus):
   assert corpus.prepare('byte', source=spec).sources[0].directory == shared
 
 
-def test_the_cache_is_in_the_folder_of_caches(tmp_path, monkeypatch):
+def test_the_cache_is_in_the_folder_of_caches(corpus, tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
-  assert prepare.cache_folder('') == tmp_path / 'xdg' / 'gpt_jax' / 'tokens'
-  assert prepare.cache_folder('~/mine') == tmp_path / 'mine'
+  for given, folder in (('', 'xdg/gpt_jax/tokens'), ('~/mine', 'mine')):
+    assert corpus.prepare(cache_dir=given).sources[0].directory.parent == tmp_path / folder
 
 
 def test_the_split_of_tiny_shakespeare_is_the_known_one(shared_data, corpus, monkeypatch):
@@ -284,68 +260,3 @@ def test_the_split_of_tiny_shakespeare_is_the_known_one(shared_data, corpus, mon
     found = splits.train_and_val(source, config.DataConfig(split=split))
     assert [len(each) for each in found] == [1_003_854, val]
   assert prepared.tokenizer.decode(source.tokens.read(0, 14)) == 'First Citizen:'
-
-
-@pytest.mark.parametrize(('number', 'at_work'), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
-def test_a_signal_to_all_processes_stops_them_in_order(corpus, number, at_work):
-  """As `timeout` and Ctrl-C send it: that workers end of it is no error."""
-  config_file = corpus.path.with_name('mine.py')
-  config_file.write_text('from gpt_jax import config\nget_config = config.Config\n')
-  process = subprocess.Popen(
-    [
-      *(sys.executable, '-m', 'gpt_jax.prepare', f'--config={config_file}'),
-      *(f'--config.data.source={corpus.write_much()}', '--config.data.tokenizer=word'),
-      *(f'--config.data.cache_dir={corpus.cache}', '--config.data.processes=2'),
-    ],
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  )
-  while len([*corpus.cache.glob('.*/.tokens-*')]) < at_work or not corpus.cache.exists():
-    assert process.poll() is None, 'it ended too early'
-    time.sleep(0.01)
-  os.killpg(process.pid, number)
-  _, messages = process.communicate(timeout=60)
-  assert process.returncode == 75, messages
-  assert 'Traceback' not in messages
-  assert not list(corpus.cache.iterdir())
-
-
-_PROGRAM = """
-import sys
-from gpt_jax import config
-from gpt_jax.data import prepare
-data = config.DataConfig(source=sys.argv[1], tokenizer='word', cache_dir=sys.argv[2], processes=2)
-prepare.prepare(data, progress=lambda *_: print('going', flush=True))
-"""
-
-
-def test_the_workers_of_a_killed_process_end_too(corpus):
-  process = subprocess.Popen(
-    [sys.executable, '-c', _PROGRAM, corpus.write_much(), str(corpus.cache)],
-    stdout=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  )
-  assert process.stdout is not None
-  assert [process.stdout.readline() for _ in range(3)] == ['going\n'] * 3
-  assert len(_session(process.pid)) > 1
-  process.kill()
-  process.wait()
-  deadline = time.monotonic() + 30
-  while _session(process.pid):
-    assert time.monotonic() < deadline, 'processes are left'
-    time.sleep(0.05)
-
-
-def _session(number):
-  """The processes of a session that are alive."""
-  found = []
-  for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
-    try:
-      fields = path.read_text().rpartition(')')[2].split()
-    except OSError:
-      continue
-    if int(fields[3]) == number and fields[0] != 'Z':
-      found.append(path)
-  return found

@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from gpt_jax import config, errors
+from gpt_jax import config
 from gpt_jax.data import prepare, pretokenized, splits, store, tokenizers, workers
+from tests import raised
 
 BYTE = tokenizers.build(config.DataConfig(tokenizer='byte'), {})
 EOS = 256
@@ -93,16 +94,13 @@ def test_files_are_sorted_and_a_word_of_the_name_is_the_split(tmp_path, monkeypa
 def test_an_invalid_file_is_reported(tmp_path, data, word):
   _IDS.tofile(tmp_path / 'a.bin')
   (tmp_path / 'b.bin').write_bytes(data)
-  with pytest.raises(errors.UserError, match=word) as e:
-    pretokenized.find(f'tokens:{tmp_path}')
-  assert e.value.key == str(tmp_path / 'b.bin')
+  error = raised.user_error(pretokenized.find, f'tokens:{tmp_path}')
+  assert error.key == str(tmp_path / 'b.bin') and word in str(error)
 
 
 def test_missing_files_are_reported(tmp_path):
   for path in (tmp_path / 'a.bin', tmp_path):
-    with pytest.raises(errors.UserError) as e:
-      pretokenized.find(f'tokens:{path}')
-    assert e.value.key == 'data.source'
+    assert raised.user_error(pretokenized.find, f'tokens:{path}').key == 'data.source'
 
 
 @pytest.mark.parametrize('block', [1, 4, 100])
@@ -112,9 +110,8 @@ def test_an_id_outside_the_vocabulary_is_reported(folder, monkeypatch, block, po
   ids = np.array([3, 1, EOS, 3, 0, EOS + 1], np.uint16)
   ids[position] = EOS + 1
   ids.tofile(folder / 'val.bin')
-  with pytest.raises(errors.UserError, match=f'token {position} is {EOS + 1}') as e:
-    _open(folder)
-  assert e.value.key == str(folder / 'val.bin')
+  error = raised.user_error(_open, folder)
+  assert error.key == str(folder / 'val.bin') and f'token {position} is {EOS + 1}' in str(error)
 
 
 @pytest.mark.parametrize('block', [1, 4, 100])
@@ -161,7 +158,7 @@ def test_a_run_on_token_files(folder):
   prepared = prepare.prepare(data, progress=lambda *args: seen.append(args[1:]))
   prepared.verify()
   (source,) = prepared.sources
-  assert seen[-1] == (24, 24) and source.num_bytes == 24
+  assert seen[-1] == (24, 24) and source.tokens.nbytes == 24
   assert '12 tokens' in source.summary() and not prepared.new_stores
   train, val = splits.train_and_val(source, data)
   assert train.spans.tolist() == [[0, 6]] and val.spans.tolist() == [[6, 12]]
@@ -169,6 +166,4 @@ def test_a_run_on_token_files(folder):
 
 def test_a_vocabulary_cannot_be_counted_from_tokens(folder):
   data = config.DataConfig(source=f'tokens:{folder}', tokenizer='char')
-  with pytest.raises(errors.UserError) as e:
-    prepare.prepare(data)
-  assert e.value.key == 'data.tokenizer'
+  assert raised.user_error(prepare.prepare, data).key == 'data.tokenizer'

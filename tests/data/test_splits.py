@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gpt_jax import config, errors
+from gpt_jax import config
 from gpt_jax.data import splits
 from gpt_jax.data.batches import stream
+from tests import raised
 
 
 def _source(lengths: Any, *, names: Any = None, shard_of: Any = None, hashes: Any = None) -> Any:
@@ -101,6 +102,5 @@ def test_a_given_split_is_taken_as_it_is(names, train, val):
 
 @pytest.mark.parametrize('name', ['', 'train', 'validation', 'other'])
 def test_a_split_that_is_not_given_is_reported(name):
-  with pytest.raises(errors.UserError, match=name or 'none') as e:
-    _split(_source([2], names=[name]), split='given')
-  assert e.value.key == 'data.split'
+  error = raised.user_error(_split, _source([2], names=[name]), split='given')
+  assert error.key == 'data.split' and (name or 'none') in str(error)

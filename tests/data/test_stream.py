@@ -43,13 +43,6 @@ def test_any_stretch_is_read_as_from_one_array(corpus, data):
   np.testing.assert_array_equal(tokens.read(start, stop), whole[start:stop])
 
 
-def test_a_stretch_of_one_shard_is_not_copied():
-  shards = tuple(np.arange(4, dtype=np.uint16) for _ in range(3))
-  tokens = stream.Tokens(shards)
-  assert np.shares_memory(tokens.read(4, 8), shards[1])
-  assert tokens.read(3, 8).dtype == np.uint16
-
-
 @hypothesis.given(st.one_of(corpora(), splits()), st.data())
 def test_many_stretches_are_read_and_joined(text_and_whole, data):
   text, whole = text_and_whole

@@ -17,6 +17,8 @@ import pytest
 
 from gpt_jax.data import sources
 from gpt_jax.data.sources import corpus, text_files
+from gpt_jax.data.sources import files as files_lib
+from tests import raised
 from tests.data import documents
 
 zstd = pytest.importorskip('backports.zstd' if sys.version_info < (3, 14) else 'compression.zstd')
@@ -86,7 +88,8 @@ class TestFiles:
       patch.setattr(pathlib.Path, 'open', mock.Mock(side_effect=PermissionError(13, 'denied')))
       assert documents.error(f'text:{path}').key == str(path)
     path.unlink()
-    assert documents.user_error(lambda: list(part.read())).key == str(path)
+    assert raised.user_error(lambda: list(part.read())).key == str(path)
+    assert raised.user_error(files_lib.describe, [path]).key == str(path)
 
   @pytest.mark.parametrize('kind', ['text', 'jsonl'])
   def test_the_fingerprint_changes_with_the_files(self, tmp_path, kind):
@@ -203,9 +206,9 @@ class TestPieces:
       return [piece.text for piece in text_files._pieces(io.BytesIO(text), 'a')]
 
     for before in range(1, 9):
-      text = b'.' * before + b'x y' + b'.' * 20
+      text = b'\n' * before + b'x y' + b'.' * 20
       assert cut(text) == [text[: before + 1], text[before + 1 :]]
-    for near in ('x  y', '. y', 'x 7', 'x\ny', 'é y'):
+    for near in ('x  y', '. y', '7 y', 'x 7', 'x\ny', 'é y'):
       assert len(cut(f'..{near}{"." * 20}'.encode())) == 1
 
 
@@ -217,9 +220,7 @@ class TestJsonLines:
     st.booleans(),
     st.booleans(),
   )
-  def test_documents_come_back_for_every_part_size(
-    self, monkeypatch, files, full, newline, ascii_only, at_end
-  ):
+  def test_documents_come_back(self, monkeypatch, files, full, newline, ascii_only, at_end):
     monkeypatch.setattr(corpus, 'part_bytes', lambda total: full)
     with tempfile.TemporaryDirectory() as name:
       for i, texts in enumerate(files):
@@ -269,6 +270,7 @@ class TestJsonLines:
     ('line', 'key'),
     [
       *((line, '') for line in ('{"text": "half', '{"text": "a"} {}', '[' * 100_000, '[""]', '17')),
+      ('\ufeff{"text": "a mark inside"}', ''),
       ('{"body": "b", "id": 1}', 'data.text_field'),
       ('{}', 'data.text_field'),
       ('{"text": null, "t": "x"}', 'data.text_field'),

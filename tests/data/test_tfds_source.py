@@ -120,6 +120,9 @@ class TestTfds:
       (ModuleNotFoundError("No module named 'tensorflow'", name='tensorflow'), 'gpt_jax[prepare]'),
       (ModuleNotFoundError("No module named 'conllu'", name='conllu'), 'TFDS_DATA_DIR'),
       (ValueError('two\nlines'), 'TFDS_DATA_DIR'),
+      *(
+        (kind('x'), '') for kind in (AssertionError, RuntimeError, tfds_lib.download.DownloadError)
+      ),
     ],
   )
   def test_a_failed_preparation_is_a_user_error(self, raised, fix, tmp_path, monkeypatch, capfd):

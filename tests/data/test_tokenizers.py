@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gpt_jax import config, errors
 from gpt_jax.data import tokenizers
 from gpt_jax.data.tokenizers import base
-from tests.data import documents
+from tests import raised
 
 SPECIAL = base.SPECIAL_TOKENS
 ALPHABET = string.ascii_letters + '\n é日😀'
@@ -87,7 +87,7 @@ class TestSpecialTokens:
       number = 2 + names.index(name) if name in names else None
       assert getattr(char, f'{name}_id') == number
       if number is None:
-        assert documents.user_error(char.token_id, name).key == 'token'
+        assert raised.user_error(char.token_id, name).key == 'token'
       else:
         assert char.token_id(name) == number
 
@@ -119,14 +119,14 @@ def test_tokens_do_not_cross_from_a_letter_to_a_space(tokenizer, a, x, y, b):
 def test_a_token_is_known_by_its_text(tokenizer):
   assert tokenizer.token_id('a') == tokenizer.encode('a').tolist()[0]
   for text in ('ab ab', '', '☃'):
-    error = documents.user_error(tokenizer.token_id, text)
+    error = raised.user_error(tokenizer.token_id, text)
     assert error.key == 'token' and repr(text) in error.problem
 
 
 @pytest.mark.parametrize('bad', [-1, 10**6])
 def test_an_id_outside_the_vocabulary_is_refused(tokenizer, bad):
   for use, argument in ((tokenizer.decode, [0, bad]), (tokenizer.token_bytes, bad)):
-    error = documents.user_error(use, argument)
+    error = raised.user_error(use, argument)
     assert error.key == 'ids' and str(bad) in error.problem
 
 
@@ -134,7 +134,7 @@ def test_lone_surrogates_do_not_break_encoding(tokenizer):
   if tokenizer.unk_id is not None:
     assert tokenizer.decode(tokenizer.encode('a\ud800')) == 'a\ufffd'
   elif tokenizer.kind == 'char':
-    assert 'position 1' in documents.user_error(tokenizer.encode, 'a\ud800').problem
+    assert 'position 1' in raised.user_error(tokenizer.encode, 'a\ud800').problem
   else:
     assert tokenizer.decode(tokenizer.encode('a\ud800')) == 'a?'
 
@@ -207,7 +207,7 @@ _VALID: list[dict[str, Any]] = [
   ],
 )
 def test_a_damaged_description_is_refused(description):
-  assert documents.user_error(tokenizers.from_dict, description).key == 'data.tokenizer'
+  assert raised.user_error(tokenizers.from_dict, description).key == 'data.tokenizer'
 
 
 @hypothesis.settings(max_examples=50)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpt_jax import config
 from gpt_jax.data import tokenizers
 from gpt_jax.data.tokenizers import base
-from tests.data import documents
+from tests import raised
 
 prose = st.text(string.ascii_letters[:4] + "0'’_ \n.,!?;:()-é")
 letters = st.sampled_from(string.ascii_letters)
@@ -97,7 +97,7 @@ def test_special_tokens_come_behind_the_words(asked, text):
   assert again.to_dict() == word.to_dict() and again.hash == word.hash
   assert again.encode('y x z').tolist() == word.encode('y x z').tolist()
   for unknown in ('X', 'x y'):
-    assert documents.user_error(word.token_id, unknown).key == 'token'
+    assert raised.user_error(word.token_id, unknown).key == 'token'
 
 
 @hypothesis.given(prose, letters, letters, prose)

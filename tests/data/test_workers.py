@@ -4,12 +4,18 @@ import functools
 import itertools
 import multiprocessing
 import os
+import pathlib
+import signal
+import subprocess
+import sys
 import time
+from unittest import mock
 
 import pytest
 
 from gpt_jax import config, errors
 from gpt_jax.data import prepare, sources, workers
+from tests import raised
 
 # Other processes can't import this module: all that is sent to them is from others.
 _WORK = functools.partial(prepare._count_part, config.DataConfig(tokenizer='char'))
@@ -54,37 +60,29 @@ def test_progress_never_goes_beyond_the_end_of_a_part():
 
 
 @pytest.mark.parametrize(
-  ('read', 'error'),
+  ('read', 'error', 'text'),
   [
-    (_texts('valid', b'\xff'), errors.UserError),
-    (functools.partial(os.listdir, '/none/such'), FileNotFoundError),
+    (_texts('valid', b'\xff'), errors.UserError, '^here: '),
+    (functools.partial(os.listdir, '/none/such'), FileNotFoundError, '/none/such'),
   ],
 )
-def test_an_error_arrives_as_it_is(cores, read, error):
-  with pytest.raises(error) as e:
+def test_an_error_arrives_as_it_is(cores, read, error, text):
+  with pytest.raises(error, match=text):
     _map(workers.Job(cores), _texts('one'), read, _texts('two'))
-  if error is errors.UserError:
-    assert e.value.key == 'here'
 
 
 def test_a_stop_request_ends_endless_work_at_once(cores):
-  calls = itertools.count()
-
-  def check():
-    if next(calls) == 3:
-      raise errors.Stopped('enough')
-
+  stop = mock.Mock(side_effect=[*[None] * 3, errors.Stopped])
   start = time.monotonic()
   with pytest.raises(errors.Stopped):
-    _map(workers.Job(cores, check=check), _ENDLESS, _ENDLESS, _ENDLESS)
+    _map(workers.Job(cores, progress=stop), _ENDLESS, _ENDLESS, _ENDLESS)
   assert time.monotonic() - start < 60
 
 
 def test_a_process_that_dies_is_reported(monkeypatch):
   monkeypatch.setattr(workers, '_PROCESS_BYTES', 1)
-  with pytest.raises(errors.UserError) as e:
-    _map(workers.Job(2), _ENDLESS, functools.partial(os._exit, 9))
-  assert e.value.key == 'data.processes'
+  error = raised.user_error(_map, workers.Job(2), _ENDLESS, functools.partial(os._exit, 9))
+  assert error.key == 'data.processes'
   assert not multiprocessing.active_children()
 
 
@@ -92,10 +90,81 @@ def test_a_process_that_dies_is_reported(monkeypatch):
   ('cores', 'worth', 'processes', 'threads'),
   [(3, 1, 3, 1), (8, 1, 4, 2), (3, 20, 2, 1), (3, 1 << 20, 1, 3)],
 )
-def test_there_are_as_many_processes_as_are_worthwhile(
-  monkeypatch, cores, worth, processes, threads
-):
+def test_processes_are_as_many_as_are_worthwhile(monkeypatch, cores, worth, processes, threads):
   monkeypatch.setattr(workers, '_PROCESS_BYTES', worth)
   parts = [sources.Part(split='', size=10, read=_texts())] * 4
   assert workers.Job(cores).processes(parts) == processes
   assert workers.Job(cores).threads(parts) == threads
+
+
+def _write_much(folder):
+  """Writes text that takes two processes some time; returns its spec."""
+  for i in range(2):
+    (folder / f'{i}.txt').write_text(f'a word and the number {i}.\n' * 180_000)
+  return f'text:{folder}/?.txt'
+
+
+@pytest.mark.parametrize(('number', 'at_work'), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
+def test_a_signal_to_all_processes_stops_them_in_order(tmp_path, number, at_work):
+  """As `timeout` and Ctrl-C send it: that workers end of it is no error."""
+  config_file, cache = tmp_path / 'mine.py', tmp_path / 'cache'
+  config_file.write_text('from gpt_jax import config\nget_config = config.Config\n')
+  process = subprocess.Popen(
+    [
+      *(sys.executable, '-m', 'gpt_jax.prepare', f'--config={config_file}'),
+      *(f'--config.data.source={_write_much(tmp_path)}', '--config.data.tokenizer=word'),
+      *(f'--config.data.cache_dir={cache}', '--config.data.processes=2'),
+    ],
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  while len([*cache.glob('.*/.tokens-*')]) < at_work or not cache.exists():
+    assert process.poll() is None, 'it ended too early'
+    time.sleep(0.01)
+  os.killpg(process.pid, number)
+  _, messages = process.communicate(timeout=60)
+  assert process.returncode == 75, messages
+  assert 'Traceback' not in messages
+  assert not list(cache.iterdir())
+
+
+_PROGRAM = """
+import sys
+from gpt_jax import config
+from gpt_jax.data import prepare
+from tests import raised
+data = config.DataConfig(source=sys.argv[1], tokenizer='word', cache_dir=sys.argv[2], processes=2)
+prepare.prepare(data, progress=lambda *_: print('going', flush=True))
+"""
+
+
+def test_the_workers_of_a_killed_process_end_too(tmp_path):
+  process = subprocess.Popen(
+    [sys.executable, '-c', _PROGRAM, _write_much(tmp_path), str(tmp_path / 'cache')],
+    stdout=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  assert process.stdout is not None
+  assert [process.stdout.readline() for _ in range(3)] == ['going\n'] * 3
+  assert len(_session(process.pid)) > 1
+  process.kill()
+  process.wait()
+  deadline = time.monotonic() + 30
+  while _session(process.pid):
+    assert time.monotonic() < deadline, 'processes are left'
+    time.sleep(0.05)
+
+
+def _session(number):
+  """The processes of a session that are alive."""
+  found = []
+  for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
+    try:
+      fields = path.read_text().rpartition(')')[2].split()
+    except OSError:
+      continue
+    if int(fields[3]) == number and fields[0] != 'Z':
+      found.append(path)
+  return found

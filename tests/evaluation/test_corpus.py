@@ -6,10 +6,11 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from gpt_jax import config, errors
+from gpt_jax import config
 from gpt_jax.data import encoding, prepare
 from gpt_jax.data.tokenizers import char
 from gpt_jax.evaluation import corpus
+from tests import raised
 
 BYTE = char.ByteTokenizer()
 EOS = BYTE.eos_id
@@ -26,9 +27,7 @@ def _ids(spec, tokenizer=BYTE, **options):
 
 
 def _fails(key, spec, tokenizer=BYTE, **options):
-  with pytest.raises(errors.UserError) as e:
-    _ids(spec, tokenizer, **options)
-  assert e.value.key == str(key)
+  assert raised.user_error(_ids, spec, tokenizer, **options).key == str(key)
 
 
 @pytest.fixture
@@ -94,17 +93,12 @@ def test_a_split_and_a_field_are_chosen(parquet, store_of):
 
 @pytest.mark.parametrize(('limit', 'parts'), [(5, 1), (6, 1), (7, 2), (None, 2)])
 def test_no_more_parts_are_encoded_than_the_limit_needs(parquet, monkeypatch, limit, parts):
-  write_shard, written, reported = encoding.write_shard, [], []
-
-  def recording(number, *args, **options):
-    written.append(number)
-    return write_shard(number, *args, **options)
-
-  monkeypatch.setattr(encoding, 'write_shard', recording)
+  write, progress = mock.Mock(wraps=encoding.write_shard), mock.Mock()
+  monkeypatch.setattr(encoding, 'write_shard', write)
   whole = [*b'abc', EOS, *b'd', EOS, *b'ef', EOS]
-  progress = lambda *args: reported.append(args[1:])  # noqa: E731
   assert _ids(parquet, text_field='words', limit=limit, progress=progress) == whole[:limit]
-  assert len(written) == parts
+  assert write.call_count == parts
+  reported = [call.args[1:] for call in progress.call_args_list]
   assert all(0 <= done <= total for done, total in reported) and reported[-1][0] > 0
 
 
@@ -130,11 +124,11 @@ def test_text_that_is_invalid_or_unknown_is_found_at_its_place(texts, tmp_path):
   assert _ids(f'text:{path}', invalid_utf8='replace') == [*'a\ufffdb'.encode(), EOS]
   path.write_bytes(b'')
   assert _ids(f'text:{path}') == []
-  _fails('data', '0.5*text:a')  # one text, not a mixture
+  for mixture in ('0.5*text:a', 'text:a + text:b'):
+    _fails('data', mixture)
 
 
 def test_a_full_disk_is_reported(texts, monkeypatch):
   fill = mock.Mock(side_effect=OSError(28, 'No space left on device'))
   monkeypatch.setattr(encoding.atomic, 'write_bytes', fill)
-  with pytest.raises(errors.UserError, match='No space left'):
-    _ids(texts)
+  assert 'No space left' in raised.user_error(_ids, texts).problem

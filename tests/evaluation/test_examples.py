@@ -4,9 +4,9 @@ import gzip
 
 import pytest
 
-from gpt_jax import errors
 from gpt_jax.data.tokenizers import char
 from gpt_jax.evaluation import examples
+from tests import raised
 
 LETTERS = '\n abcdefghij'
 
@@ -15,11 +15,12 @@ def _read(path, limit=None):
   return examples.read(path, lambda record: examples.field(record, 'n', int), limit)
 
 
-def test_lines_are_read_up_to_the_limit_without_blanks_and_compressed(lines, tmp_path):
+def test_lines_are_read_up_to_the_limit_without_blanks_and_compressed(lines, tmp_path, monkeypatch):
   path = lines('\ufeff{"n": 1}', '', '{"n": 2}', '  ', 'not read')
   assert _read(path, limit=2) == [1, 2]
   (tmp_path / 'x.gz').write_bytes(gzip.compress(b'{"n": 1}\n{"n": 2}'))
-  assert _read(str(tmp_path / 'x.gz')) == [1, 2]
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert _read('~/x.gz') == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -33,9 +34,7 @@ def test_an_invalid_line_or_file_is_named(tmp_path, line):
     (None, str(path)),
   ):
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(errors.UserError) as e:
-      _read(str(path))
-    assert e.value.key == key
+    assert raised.user_error(_read, str(path)).key == key
 
 
 @pytest.mark.parametrize(
@@ -55,11 +54,12 @@ def test_the_end_of_a_long_context_is_kept(oracle, context, continuation, scored
 
 def test_a_row_needs_a_context_or_bos_and_a_continuation_that_fits(oracle):
   tokenizer = char.CharTokenizer(LETTERS, ['bos'])
-  row, _ = examples.row(oracle({}, tokenizer), '', ' a')
-  assert row.tokens.tolist() == [tokenizer.bos_id, *tokenizer.encode(' a')] and row.first == 1
+  for before in ('', 'b'):
+    row, _ = examples.row(oracle({}, tokenizer), before, ' a')
+    assert row.tokens.tolist() == [tokenizer.bos_id, *tokenizer.encode(f'{before} a')]
+    assert row.first == 1 + len(before)
   for context, continuation in (('', 'a'), ('a', ''), ('a', 'b' * 9)):
-    with pytest.raises(errors.UserError):
-      examples.row(oracle(), context, continuation)
+    raised.user_error(examples.row, oracle(), context, continuation)
 
 
 def test_scores_come_in_the_order_of_the_rows_with_progress(oracle):

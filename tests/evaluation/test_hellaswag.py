@@ -2,8 +2,8 @@
 
 import pytest
 
-from gpt_jax import errors
 from gpt_jax.evaluation import hellaswag
+from tests import raised
 
 LETTERS = '\n abcdefghij'
 ID = {letter: i for i, letter in enumerate(LETTERS)}
@@ -14,8 +14,8 @@ def _question(ctx='ab', endings=None, label=0):
   return {'ind': 4, 'activity_label': 'X', 'ctx': ctx, 'endings': endings, 'label': label}
 
 
-def _measure(scorer, path):
-  return hellaswag.measure(scorer, path, limit=None, progress=None)
+def _measure(scorer, path, limit=None):
+  return hellaswag.measure(scorer, path, limit=limit, progress=lambda *_: None)
 
 
 def test_an_ending_is_scored_after_its_context_and_a_space(oracle):
@@ -40,7 +40,10 @@ def test_accuracy_by_totals_and_by_means(oracle, lines):
   assert table['acc_norm'].startswith('20.00% ± 17.89%')
   # Of equal endings the first is chosen.
   path = lines(*(_question(endings=['a', 'a'], label=label) for label in (0, 1, 1)))
-  assert _measure(oracle(), path).acc == 1 / 3
+  found = _measure(oracle(), path)
+  assert (found.acc, found.shortened, _measure(oracle(), path, limit=1).examples) == (1 / 3, 0, 1)
+  nearly = oracle({ID['a']: -3.0001, ID['b']: -3.0})
+  assert _measure(nearly, lines(_question(endings=['a', 'b'], label=1))).acc == 1
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,5 @@ def test_accuracy_by_totals_and_by_means(oracle, lines):
 )
 def test_a_line_that_is_no_question_is_refused(oracle, field, value):
   hellaswag.parse(oracle(), _question())
-  with pytest.raises(errors.UserError) as e:
-    hellaswag.parse(oracle(), _question() | {field: value})
-  assert f'field {field}' in e.value.problem
+  error = raised.user_error(hellaswag.parse, oracle(), _question() | {field: value})
+  assert f'field {field}' in error.problem

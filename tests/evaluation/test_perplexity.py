@@ -1,23 +1,26 @@
 """A sliding window scores each token once, with the promised context."""
 
 import math
+from unittest import mock
 
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gpt_jax import errors
 from gpt_jax.data.batches import stream
 from gpt_jax.data.tokenizers import char, word
 from gpt_jax.evaluation import perplexity
+from tests import raised
 
 BYTE = char.ByteTokenizer()
 
 
 def _measure(scorer, ids, stride=1, cuts=(), **options):
   tokens = stream.Tokens(tuple(np.split(np.array(ids, np.uint16), cuts)))
-  return perplexity.measure(scorer, tokens, stride=stride, **{'progress': None, **options})
+  return perplexity.measure(
+    scorer, tokens, stride=stride, **{'progress': lambda *_: None, **options}
+  )
 
 
 @hypothesis.given(
@@ -113,29 +116,19 @@ def test_bytes_of_hugging_face_tokens_are_those_of_the_decoded_text(oracle, monk
   assert _measure(scorer, BYTE.encode('abcd' * 10)).bytes == 39
 
 
-def test_no_more_than_a_window_or_a_block_is_read_and_progress_ends_at_the_total(
-  oracle, monkeypatch
-):
-  class Counting(stream.Tokens):
-    longest = 0
-
-    def read(self, start, stop):
-      Counting.longest = max(Counting.longest, min(stop, len(self)) - start)
-      return super().read(start, stop)
-
+def test_no_more_than_a_block_is_read_and_progress_ends_at_the_total(oracle, monkeypatch):
   ids, reported = np.arange(1000) % 12, []
   whole = _measure(oracle(), ids, 4, progress=lambda *args: reported.append(args))
   assert reported[0][1:] == (0, 999) and reported[-1][1:] == (999, 999)
   monkeypatch.setattr(perplexity, '_BLOCK', 16)
-  tokens = Counting((ids.astype(np.uint32),))
-  assert perplexity.measure(oracle(), tokens, stride=4, progress=None) == whole
-  assert Counting.longest == 16
+  read = mock.Mock(wraps=stream.Tokens.read)
+  monkeypatch.setattr(stream.Tokens, 'read', lambda *args: read(*args))
+  assert _measure(oracle(), ids, 4) == whole
+  assert max(min(stop, 1000) - start for (_, start, stop), _ in read.call_args_list) == 16
 
 
 @pytest.mark.parametrize('ids', [[], [1], [1] * 20 + [12]])
 def test_too_few_tokens_and_other_vocabularies_are_refused(oracle, monkeypatch, ids):
   monkeypatch.setattr(perplexity, '_BLOCK', 8)
-  with pytest.raises(errors.UserError) as e:
-    _measure(oracle(), ids)
-  assert e.value.key == 'tokens'
-  assert len(ids) < 2 or '12' in str(e.value)
+  error = raised.user_error(_measure, oracle(), ids)
+  assert error.key == 'tokens' and (len(ids) < 2 or '12' in str(error))

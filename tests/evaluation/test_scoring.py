@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gpt_jax import errors
 from gpt_jax.evaluation import scoring
+from gpt_jax.generation import loop
 from gpt_jax.models import gpt
+from tests import raised
 
 BLOCK = 8
 
@@ -26,7 +27,7 @@ def _rows(draw):
 
 @pytest.mark.parametrize(('batch_size', 'shortest'), [(1, 32), (3, 2)])
 def test_a_row_is_scored_as_if_it_were_alone(scorer, log_probs, monkeypatch, batch_size, shortest):
-  monkeypatch.setattr(scoring, '_SHORTEST', shortest)
+  monkeypatch.setattr(loop, '_SMALLEST_BUCKET', shortest)
   scores_of = scorer(BLOCK, batch_size).score
 
   @hypothesis.given(st.lists(_rows(), max_size=8))
@@ -56,12 +57,12 @@ def test_probabilities_of_all_tokens_sum_to_one(scorer, model):
 def test_few_programs_serve_all_rows(model, monkeypatch):
   forward = mock.Mock(wraps=scoring._forward)
   monkeypatch.setattr(scoring, '_forward', forward)
-  monkeypatch.setattr(scoring, '_SHORTEST', 3)
+  monkeypatch.setattr(loop, '_SMALLEST_BUCKET', 2)
   scorer = scoring.Scorer(model, batch_size=2)
-  # Inputs, scored tokens, and both padded to 3, 6 or the block size.
+  # Inputs, scored tokens, and both padded to 2, 4 or the block size.
   for length, scored, inputs, padded in (
-    *((1, 1, 3, 3), (3, 3, 3, 3), (4, 1, 6, 3)),
-    *((6, 6, 6, 6), (7, 2, 8, 3), (8, 8, 8, 8)),
+    *((1, 1, 2, 2), (2, 2, 2, 2), (3, 1, 4, 2)),
+    *((4, 4, 4, 4), (7, 2, 8, 2), (8, 8, 8, 8)),
   ):
     row = scoring.Row(np.ones(length + 1, int), length + 1 - scored)
     ((_, scores),) = scorer.score([row])
@@ -92,8 +93,8 @@ def test_a_row_that_cannot_be_scored_is_refused(scorer):
 
 def test_a_model_that_diverged_or_has_no_tokenizer_is_refused(model):
   params = jax.tree.map(lambda x: x * jnp.nan, model.params)
-  for changes in ({'params': params}, {'tokenizer': None}):
-    with pytest.raises(errors.UserError) as e:
-      broken = scoring.Scorer(dataclasses.replace(model, **changes), batch_size=2)
-      list(broken.score([scoring.Row(np.array([1, 2]), 1)]))
-    assert e.value.key == 'model'
+  scorer = scoring.Scorer(dataclasses.replace(model, params=params), batch_size=2)
+  rows = [scoring.Row(np.array([1, 2]), 1)]
+  assert raised.user_error(lambda: list(scorer.score(rows))).key == 'model'
+  without = dataclasses.replace(model, tokenizer=None)
+  assert raised.user_error(scoring.Scorer, without, batch_size=2).key == 'model'

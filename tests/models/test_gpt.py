@@ -113,26 +113,13 @@ def _shapes(**changes):
 @pytest.mark.parametrize('scan_layers', [False, True])
 def test_parameters_have_the_published_names_and_shapes(scan_layers):
   D = 16
-  block = {
-    'ln_1/scale': (D,),
-    'ln_1/bias': (D,),
-    'attn/c_attn/kernel': (D, 3 * D),
-    'attn/c_attn/bias': (3 * D,),
-    'attn/c_proj/kernel': (D, D),
-    'attn/c_proj/bias': (D,),
-    'ln_2/scale': (D,),
-    'ln_2/bias': (D,),
-    'mlp/c_fc/kernel': (D, 4 * D),
-    'mlp/c_fc/bias': (4 * D,),
-    'mlp/c_proj/kernel': (4 * D, D),
-    'mlp/c_proj/bias': (D,),
-  }
-  outside = {
-    'wte/embedding': (VOCAB, D),
-    'wpe/embedding': (BLOCK, D),
-    'ln_f/scale': (D,),
-    'ln_f/bias': (D,),
-  }
+  linear = {'attn/c_attn': (D, 3 * D), 'attn/c_proj': (D, D)}
+  linear |= {'mlp/c_fc': (D, 4 * D), 'mlp/c_proj': (4 * D, D)}
+  block: dict[str, tuple[int, ...]] = {f'{name}/kernel': shape for name, shape in linear.items()}
+  block |= {f'{name}/bias': shape[1:] for name, shape in linear.items()}
+  block |= {f'{name}/{leaf}': (D,) for name in ('ln_1', 'ln_2') for leaf in ('scale', 'bias')}
+  outside: dict[str, tuple[int, ...]] = {'wte/embedding': (VOCAB, D), 'wpe/embedding': (BLOCK, D)}
+  outside |= {'ln_f/scale': (D,), 'ln_f/bias': (D,)}
   if scan_layers:
     layers = {f'h/{name}': (2, *shape) for name, shape in block.items()}
   else:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.models import gpt, lora
+from gpt_jax.models import gpt, layers, lora
 from tests import random_params
 from tests.models import tiny
 
@@ -39,6 +39,11 @@ def _logits(config, params):
   return jax.jit(functools.partial(_apply, config))(params)
 
 
+def _layer(**options):
+  layer: Any = layers.Dense(tiny.make_config(**options), (6,), ('embed', 'hidden'))
+  return layer
+
+
 def _without(config):
   return dataclasses.replace(config, lora_rank=0)
 
@@ -52,7 +57,7 @@ def test_a_layer_computes_the_formula_of_the_paper(rank, bias, alpha):
   params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
   if not bias:
     del params['bias']
-  layer: Any = lora.Dense(6, use_bias=bias, rank=rank, alpha=alpha)
+  layer = _layer(bias=bias, lora_rank=rank, lora_alpha=alpha)
   y_BLF = layer.apply({'params': params}, x_BLD)
   change_DF = alpha / rank * np.float64(params['lora_a']) @ params['lora_b']
   wanted_BLF = x_BLD @ (params['kernel'] + change_DF) + (params['bias'] if bias else 0)
@@ -60,7 +65,7 @@ def test_a_layer_computes_the_formula_of_the_paper(rank, bias, alpha):
 
 
 def test_a_layer_computes_in_its_type_with_parameters_in_float32():
-  layer: Any = lora.Dense(6, dtype='bfloat16', rank=2)
+  layer = _layer(dtype='bfloat16', lora_rank=2)
   params = layer.init(jax.random.key(0), jnp.ones((2, 4)))['params']
   assert {leaf.dtype.name for leaf in params.values()} == {'float32'}
   params['lora_b'] = jnp.ones((2, 6))
@@ -71,7 +76,7 @@ def test_a_layer_computes_in_its_type_with_parameters_in_float32():
 
 
 def test_the_first_product_is_as_large_as_its_input():
-  init = jax.jit(lora.Dense(7, rank=60).init)
+  init = jax.jit(_layer(lora_rank=60).init)
   a_DR = np.asarray(init(jax.random.key(0), np.ones((1, 900)))['params']['lora_a'])
   assert a_DR.std() == pytest.approx(1 / math.sqrt(900), rel=0.02)
   assert np.abs(a_DR).max() > 3.5 * a_DR.std()  # Gaussian, its tails not cut
@@ -106,12 +111,9 @@ def test_merged_parameters_compute_the_same_in_the_tree_without_adapters(options
   base = lora.split(params)[1]
   assert np.abs(_logits(_without(config), base) - logits_BLV).max() > 0.1
   jax.tree.map(np.testing.assert_array_equal, params, kept)
-  unchanged = [
-    p for p, leaf in tiny.by_path(merged).items() if np.array_equal(leaf, tiny.by_path(base)[p])
-  ]
-  assert {path for path in tiny.by_path(base) if path not in unchanged} == {
-    path for path in tiny.by_path(base) if path.endswith('kernel')
-  }
+  after, before = tiny.by_path(merged), tiny.by_path(base)
+  changed = {path for path, leaf in after.items() if not np.array_equal(leaf, before[path])}
+  assert changed == {path for path in before if path.endswith('kernel')}
 
 
 @pytest.mark.parametrize('options', OPTIONS[:2], ids=str)

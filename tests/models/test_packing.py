@@ -191,18 +191,6 @@ def test_the_content_of_padding_changes_nothing_else():
   assert (changed_BLV[padding_BL] != logits_BLV[padding_BL]).any(axis=-1).all()
 
 
-def test_padding_makes_no_gradient_nan():
-  weights_BLV = np.ones((5, BLOCK, VOCAB), np.float32)
-  gradients = _gradients(tiny.make_tokens(5, BLOCK), SEGMENTS_BL, weights_BLV)
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
-
-
-def test_a_row_of_one_document_is_like_one_not_packed():
-  tokens_BL = tiny.make_tokens(3, BLOCK)
-  one_BL = np.ones((3, BLOCK), np.int32)
-  np.testing.assert_allclose(_logits(tokens_BL, one_BL), _logits(tokens_BL), rtol=0, atol=1e-5)
-
-
 def test_the_number_of_a_document_does_not_matter():
   tokens_BL = tiny.make_tokens(5, BLOCK)
   others_BL = np.where(SEGMENTS_BL == 0, 0, 7 * SEGMENTS_BL + 100)

@@ -1,10 +1,12 @@
 """A mesh fits its devices and what it shards, and a batch doesn't depend on it."""
 
+import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -146,3 +148,50 @@ def test_each_of_two_hosts_makes_only_the_rows_that_it_holds():
   for ours, theirs in zip(first[:2], second[:2], strict=True):
     assert sorted(ours + theirs) == rows and len(ours) == 8, 'a row is on two hosts'
   assert first[2] == second[2] == rows  # each holds a copy of all
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+  """What `mesh_utils` asks of a device of one of several hosts."""
+
+  id: int
+  slice_index: int
+  platform: str = 'gpu'
+  device_kind: str = 'a GPU'
+
+  @property
+  def process_index(self) -> int:
+    return self.slice_index
+
+
+@pytest.mark.parametrize(
+  'hosts, axes, crossed',
+  [
+    (2, (2, 4, 1), ['data']),
+    (2, (4, 1, 2), ['data']),
+    (4, (2, 4, 1), ['data', 'fsdp']),
+    (2, (1, 8, 1), ['fsdp']),
+    (2, (1, 2, 4), ['fsdp']),
+    (1, (2, 2, 2), []),
+  ],
+)
+def test_hosts_are_spread_over_data_then_fsdp_and_never_tensor(hosts, axes, crossed):
+  # In an order that has nothing to do with hosts.
+  devices = [_Device(i, i % hosts) for i in range(8)]
+  data, fsdp, tensor = axes
+  with (
+    mock.patch.object(jax, 'devices', return_value=devices),
+    mock.patch.object(jax.sharding, 'Mesh', lambda found, names, **_: _Mesh(found, names)),
+  ):
+    found = mesh_lib.make_mesh(_config(data=data, fsdp=fsdp, tensor=tensor)).devices
+  assert found.shape == axes and len(set(found.flat)) == 8
+  host = np.vectorize(lambda device: device.slice_index)(found)
+  assert [
+    name for axis, name in enumerate(('data', 'fsdp', 'tensor')) if np.diff(host, axis=axis).any()
+  ] == crossed
+
+
+class _Mesh:
+  def __init__(self, devices, names):
+    self.devices = devices
+    self.shape = dict(zip(names, devices.shape, strict=True))

@@ -7,9 +7,6 @@ import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import types
 from typing import Any
 
@@ -27,7 +24,6 @@ from gpt_jax.training import run as run_lib
 from gpt_jax.weights import run_dir, saved_model
 from tests.training import runs
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures('quick_runs')
 
 
@@ -42,20 +38,13 @@ def unbroken(config, tmp_path_factory):
   return runs.run(config, tmp_path_factory.mktemp('unbroken') / 'run')
 
 
-def _terminate():
-  signal.raise_signal(signal.SIGTERM)
-
-
 def _fail(*_, **__):
   raise AssertionError('must not be reached')
 
 
-def _stop(patch, where, number=signal.SIGTERM):
-  """Sends a signal after a step, or at the beginning or end of its evaluation."""
+def _run_until(where, config, path, number=signal.SIGTERM):
+  """Runs until a signal comes after a step, or at the beginning or end of its evaluation."""
   kind, step = where
-  if kind == 'step':
-    runs.at_step(patch, step, lambda: signal.raise_signal(number))
-    return
   original = loop.Loop._evaluate
 
   def evaluate(self, state, current):
@@ -66,7 +55,12 @@ def _stop(patch, where, number=signal.SIGTERM):
       signal.raise_signal(number)
     return result
 
-  patch.setattr(loop.Loop, '_evaluate', evaluate)
+  with pytest.MonkeyPatch.context() as patch:
+    if kind == 'step':
+      runs.at_step(patch, step, lambda: signal.raise_signal(number))
+    patch.setattr(loop.Loop, '_evaluate', evaluate)
+    with pytest.raises(errors.Stopped):
+      runs.run(config, path)
 
 
 def _replace(patch, name, change):
@@ -98,14 +92,11 @@ def test_a_run_leaves_what_the_contract_says(unbroken):
   'where', [('step', 1), ('evaluated', 3), ('evaluation', 0), ('evaluation', 6)]
 )
 def test_a_stopped_and_resumed_run_is_the_unbroken_run_bit_for_bit(
-  where, config, unbroken, tmp_path, monkeypatch
+  where, config, unbroken, tmp_path
 ):
   number = signal.SIGTERM if where[1] % 2 else signal.SIGINT
   handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-  with monkeypatch.context() as patch:
-    _stop(patch, where, number)
-    with pytest.raises(errors.Stopped):
-      runs.run(config, tmp_path / 'run')
+  _run_until(where, config, tmp_path / 'run', number)
   assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
   # A step is read after the next one was taken.
   assert run_lib.Run(tmp_path / 'run').step == where[1] + (where[0] == 'step')
@@ -148,10 +139,7 @@ def test_the_best_step_is_the_same_in_all_reports(config, tmp_path, monkeypatch,
   losses = iter([1.0, 2.0, 4.0])  # the lowest before the first step
   config = runs.change(config, train__eval_batches=1)
   _replace(monkeypatch, 'eval_step', lambda _: lambda *_: (next(losses), 1))
-  with monkeypatch.context() as patch:
-    _stop(patch, ('evaluation', 3))
-    with pytest.raises(errors.Stopped):
-      runs.run(config, tmp_path / 'run')
+  _run_until(('evaluation', 3), config, tmp_path / 'run')
   runs.run(config, tmp_path / 'run')
   output = capsys.readouterr().out
   *_, marked = re.findall(r'step (\d)/6  val loss .*  best$', output, re.MULTILINE)
@@ -165,11 +153,8 @@ def test_a_finished_run_can_be_extended(config, unbroken, tmp_path):
   runs.assert_same(runs.run(config, path), unbroken)
 
 
-def test_a_run_resumes_on_another_mesh(config, unbroken, tmp_path, monkeypatch):
-  with monkeypatch.context() as patch:
-    _stop(patch, ('step', 3))
-    with pytest.raises(errors.Stopped):
-      runs.run(config, tmp_path / 'run')
+def test_a_run_resumes_on_another_mesh(config, unbroken, tmp_path):
+  _run_until(('step', 3), config, tmp_path / 'run')
   runs.run(runs.change(config, mesh__fsdp=2), tmp_path / 'run')
   mine, theirs = runs.lines(tmp_path / 'run'), runs.lines(unbroken)
   assert [line['step'] for line in mine] == [line['step'] for line in theirs]
@@ -191,7 +176,7 @@ def test_a_second_signal_ends_the_run_at_once(config, tmp_path, monkeypatch):
 
 def test_a_stop_while_text_is_prepared_leaves_nothing(config, tmp_path, monkeypatch):
   config = runs.change(config, data__cache_dir=str(tmp_path / 'cache'))
-  monkeypatch.setattr(mesh_lib, 'start', lambda _: _terminate())
+  monkeypatch.setattr(mesh_lib, 'start', lambda _: signal.raise_signal(signal.SIGTERM))
   with pytest.raises(errors.Stopped):
     runs.run(config, tmp_path / 'run')
   assert not [path for path in tmp_path.rglob('*') if path.is_file()]
@@ -261,28 +246,19 @@ def test_a_config_of_another_run_is_not_believed(config, unbroken, tmp_path, mon
 
 
 @pytest.mark.parametrize('chunks', ['packed', 'sentences'])
-def test_rows_that_are_not_full_train_and_resume(config, tmp_path, monkeypatch, chunks):
+def test_rows_that_are_not_full_train_and_resume(config, tmp_path, chunks):
   """Split by document."""
   (tmp_path / 'text.jsonl').write_text(
     '\n'.join(json.dumps({'text': 'a b. ' * (i % 7) + 'c d e. '}) for i in range(60))
   )
-  data = {
-    'source': f'jsonl:{tmp_path}/text.jsonl',
-    'chunks': chunks,
-    'split': 'document',
-    'val_fraction': 0.4,
-    'min_length': 3,
-    'max_length': 9,
-  }
+  data = {'source': f'jsonl:{tmp_path}/text.jsonl', 'chunks': chunks, 'split': 'document'}
+  data |= {'val_fraction': 0.4, 'min_length': 3, 'max_length': 9}
   config = runs.change(config, **{f'data__{key}': value for key, value in data.items()})
   unbroken = runs.run(config, tmp_path / 'unbroken')
   losses = runs.val_losses(unbroken)
   assert losses[runs.STEPS] < 0.95 * losses[0]
   assert losses[runs.STEPS] == pytest.approx(_mean_loss(config, unbroken), rel=1e-5)
-  with monkeypatch.context() as patch:
-    _stop(patch, ('step', 3))
-    with pytest.raises(errors.Stopped):
-      runs.run(config, tmp_path / 'broken')
+  _run_until(('step', 3), config, tmp_path / 'broken')
   runs.assert_same(runs.run(config, tmp_path / 'broken'), unbroken)
 
 
@@ -311,60 +287,3 @@ def test_the_throughput_leaves_out_evaluations_and_checkpoints(config, tmp_path,
   runs.run(runs.change(config, train__log_every=3), tmp_path / 'run')
   rates = metrics.column(metrics.read(tmp_path / 'run' / 'metrics.jsonl'), 'perf/tokens_per_second')
   assert rates == ([1, 3, 6], [16 * 8 / 2] * 3)
-
-
-_CHILD = """
-import sys, jax
-counts = {}
-jax.monitoring.register_event_listener(
-  lambda name, **_: counts.update({name: counts.get(name, 0) + 1})
-)
-from gpt_jax import cli, train
-try:
-  cli.run(train.main, train.define_flags(), doc='', takes_config=True)
-finally:
-  print('misses', counts.get('/jax/compilation_cache/cache_misses', 0))
-"""
-
-
-def test_the_process_stops_with_75_and_resumes_without_compiling(config, tmp_path):
-  """The command as a scheduler sees it."""
-  source, run = tmp_path / 'sea.py', tmp_path / 'run'
-  source.write_text(
-    'from gpt_jax import config as c\n'
-    'from gpt_jax.config import *\n'
-    f'def get_config():\n  return {config!r}\n'
-  )
-  command = [sys.executable, '-c', _CHILD, f'--config={source}', f'--workdir={run}']
-  environment = {
-    'XDG_CACHE_HOME': str(tmp_path / 'cache'),
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  }
-  options: dict[str, Any] = {'cwd': ROOT, 'env': environment, 'text': True}
-  options |= {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
-  long = [*command, '--config.train.steps=100000', '--config.train.tensorboard=true']
-  with subprocess.Popen(long, **options) as process:
-    deadline = time.monotonic() + 240
-    while not any('"step": 3,' in line for line in _lines(run / 'metrics.jsonl')):
-      assert process.poll() is None and time.monotonic() < deadline, 'the run did not start'
-      time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    output, messages = process.communicate(timeout=60)
-  assert process.returncode == 75, messages
-  assert 'Traceback' not in messages and 'parameters' in output
-  assert list((run / 'tensorboard').glob('events*'))
-  saved = max(int(path.name) for path in (run / 'checkpoints').iterdir() if path.name.isdigit())
-  assert saved == json.loads(_lines(run / 'metrics.jsonl')[-1])['step']
-  shorter, longer = (f'--config.train.steps={saved + n}' for n in (-1, 1))
-  refused = subprocess.run([*command, shorter], **options, check=False)
-  assert (refused.returncode, 'train.steps' in refused.stderr) == (2, True)
-  finished = subprocess.run([*command, longer], **options, check=False)
-  assert finished.returncode == 0, finished.stderr
-  assert (run / 'loss.png').read_bytes().startswith(b'\x89PNG')
-  assert 'misses 0' not in output and 'misses 0' in finished.stdout
-
-
-def _lines(path):
-  return path.read_text().splitlines() if path.exists() else []

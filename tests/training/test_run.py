@@ -67,6 +67,7 @@ def test_a_run_resumes_with_its_config_and_what_does_not_change_its_parameters(t
   path = _started(tmp_path)
   free = {
     'mesh.fsdp': 2,
+    'processes.count': 3,
     'mesh.cpu_devices': 2,
     'data.cache_dir': 'x',
     'data.verify': False,
@@ -85,7 +86,7 @@ def test_a_run_resumes_with_its_config_and_what_does_not_change_its_parameters(t
   others = [
     (knob.key, knob.value)
     for knob in knobs.knobs(_config())
-    if knob.key not in free and not knob.key.startswith('mesh.') and knob.key != 'data.processes'
+    if knob.key not in free and not knob.key.startswith(('mesh.', 'processes.', 'data.processes'))
   ]
   changed = {
     key: not value if type(value) is bool else 2 * value + 1 if type(value) is not str else 'word'

@@ -7,17 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from gpt_jax import atomic, errors
+from gpt_jax import atomic
 from gpt_jax import config as config_lib
 from gpt_jax.data import tokenizers
 from gpt_jax.models import gpt
 from gpt_jax.parallel import sharding
 from gpt_jax.weights import checkpoints, run_dir, saved_model
+from tests import raised
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
-BYTE = tokenizers.build(config_lib.DataConfig(tokenizer='byte'), {})
+BYTE, BOS = (
+  tokenizers.build(config_lib.DataConfig(tokenizer='byte', special_tokens=special), {})
+  for special in ('', 'bos')
+)
 MODEL = config_lib.ModelConfig(
   n_layer=2, n_head=2, n_embd=8, block_size=8, vocab_size=257, pad_vocab_to=8, attention='xla'
 )
@@ -76,9 +79,25 @@ def assert_placed(params: Any, abstract: Any) -> None:
     assert array.sharding.is_equivalent_to(wanted.sharding, array.ndim)
 
 
+def read(path: Any, **changes: Any) -> tuple[config_lib.ModelConfig, Any]:
+  """The config of the model at `path`, with options of ours, and its parameters."""
+  model = saved_model.open_model(path)
+  config = dataclasses.replace(model.config, attention='xla', **changes)
+  return config, model.load(on_one_device(config))
+
+
+def check_logits(path: Any, expected: Any, *, atol: float, **changes: Any) -> None:
+  """Asserts that the model at `path` computes the logits in `expected`."""
+  config, params = read(path, **changes)
+  tokens_BL, wanted_BLV = (expected[key][:, : config.block_size] for key in ('tokens', 'logits'))
+  logits_BLV, _ = jax.jit(gpt.GPT(config).apply)({'params': params}, tokens_BL)
+  found_BLV = np.asarray(logits_BLV)[..., : config.vocab_size]
+  np.testing.assert_allclose(found_BLV, wanted_BLV, rtol=0, atol=atol)
+  np.testing.assert_array_equal(found_BLV.argmax(-1), wanted_BLV.argmax(-1))
+
+
 def refused(path: Any, key: Any = None) -> str:
   """Asserts that the model at `path` is a user error at `key`, and returns the message."""
-  with pytest.raises(errors.UserError) as e:
-    saved_model.open_model(path)
-  assert {error.key for error in e.value.all} == {str(key or path)}
-  return str(e.value)
+  error = raised.user_error(saved_model.open_model, path)
+  assert {each.key for each in error.all} == {str(key or path)}
+  return str(error)

@@ -1,6 +1,7 @@
 """What was saved comes back bit for bit, on any mesh; the newest few and the best are kept."""
 
 import logging
+import pathlib
 import shutil
 from typing import Any
 from unittest import mock
@@ -9,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from gpt_jax import errors
 from gpt_jax.weights import checkpoints as checkpoints_lib
+from tests import raised
 from tests.weights import saved
 
 _OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(0.1)))
@@ -78,9 +81,11 @@ def test_orbax_does_not_warn_of_what_is_meant(tmp_path, caplog):
   assert len(caplog.records) == 1
 
 
-def test_items_come_back_bit_for_bit_with_their_types(tmp_path):
-  _save(tmp_path, [(3, 1.0), (7, None)])
-  with checkpoints_lib.Checkpoints(tmp_path, keep=2) as checkpoints:
+def test_items_come_back_bit_for_bit_with_their_types(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  folder = pathlib.Path('run')
+  _save(folder, [(3, 1.0), (7, None)])
+  with checkpoints_lib.Checkpoints(folder, keep=2) as checkpoints:
     for step in (3, 7):
       restored = checkpoints.restore(step, _abstract(_items()))
       assert _bits(restored) == _bits(_items(step))
@@ -138,20 +143,21 @@ def test_the_best_is_kept_through_a_resume(tmp_path):
 
 def test_a_step_saved_before_its_evaluation_gets_its_loss_later(tmp_path):
   _save(tmp_path, [(1, 2.0), (2, None)])
-  _save(tmp_path, [(2, None), (2, 1.0), (2, None)])
-  assert _steps(tmp_path) == ([1, 2], 2)
+  _save(tmp_path, [(2, None), (2, 3.0), (2, 1.0), (2, None), (3, None), (4, None)], keep=1)
+  assert _steps(tmp_path) == ([2, 4], 2)
   with _open(tmp_path) as checkpoints:
     assert _bits(checkpoints.restore(2, _abstract(_items()))) == _bits(_items(2))
     assert checkpoints.identity(2) == _IDENTITY
 
 
-def test_reading_changes_nothing(tmp_path):
+def test_a_reader_changes_nothing(tmp_path):
   _save(tmp_path, [(1, 1.0), (2, 2.0)])
   shutil.copytree(tmp_path / '2', tmp_path / '3.orbax-checkpoint-tmp')  # an unfinished one
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
   assert _steps(tmp_path) == ([1, 2], 1)
   with _open(tmp_path) as checkpoints:
     checkpoints.restore(1, _abstract(_items()))
+    checkpoints.save(4, _items(4), val_loss=0.5, identity=_IDENTITY)
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
 
 
@@ -177,9 +183,15 @@ def test_an_interrupted_save_raises_and_is_not_listed(tmp_path, monkeypatch):
 def test_the_state_of_another_model_is_refused(tmp_path, other, names):
   _save(tmp_path, [(3, None)])
   abstract = {name: tree for name, tree in _abstract(_items(**other)).items() if name in names}
-  with _open(tmp_path) as checkpoints, pytest.raises(errors.UserError) as e:
-    checkpoints.restore(3, abstract)
-  assert e.value.key == str(tmp_path / '3')
+  with _open(tmp_path) as checkpoints:
+    assert raised.user_error(checkpoints.restore, 3, abstract).key == str(tmp_path / '3')
+
+
+def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
+  full = mock.Mock(side_effect=jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED'))
+  monkeypatch.setattr(ocp.CheckpointManager, 'restore', full)
+  with _open(tmp_path) as checkpoints, pytest.raises(jax.errors.JaxRuntimeError):
+    checkpoints.restore(1, {})
 
 
 def test_parameters_are_read_without_the_optimizer(tmp_path):
@@ -187,8 +199,7 @@ def test_parameters_are_read_without_the_optimizer(tmp_path):
   shutil.rmtree(tmp_path / '2' / 'optimizer')
   with _open(tmp_path) as checkpoints:
     restored = checkpoints.restore(2, {'params': _abstract(_items())['params']})
-    with pytest.raises(errors.UserError):
-      checkpoints.restore(2, _abstract(_items()))
+    raised.user_error(checkpoints.restore, 2, _abstract(_items()))
   assert _bits(restored) == _bits({'params': _items(2)['params']})
 
 

@@ -13,12 +13,12 @@ import pytest
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from gpt_jax import atomic, errors, json_files, progress
+from gpt_jax import atomic, json_files, progress
 from gpt_jax import config as config_lib
 from gpt_jax.data import tokenizers
 from gpt_jax.models import gpt
 from gpt_jax.weights import huggingface, saved_model, tensors
-from tests import random_params
+from tests import raised, random_params
 from tests.weights import saved
 
 # Written by make_huggingface_fixtures.py.
@@ -33,23 +33,11 @@ def copy(tmp_path):
   return lambda name='tied': pathlib.Path(shutil.copytree(_FIXTURES / name, tmp_path / name))
 
 
-def _read(folder, **changes):
-  """The config and parameters of the model in `folder`, with options of ours."""
-  model = saved_model.open_model(folder)
-  config = dataclasses.replace(model.config, attention='xla', **changes)
-  return config, model.load(saved.on_one_device(config))
-
-
 def _check_logits(folder, name, **changes):
   """Asserts that the model in `folder` computes the logits of the fixture `name`."""
-  config, params = _read(folder, **changes)
-  with np.load(_FIXTURES / name / 'expected.npz') as expected:
-    tokens_BL = expected['tokens_BL'][:, : config.block_size]
-    wanted_BLV = expected['logits_BLV'][:, : config.block_size]
-  logits_BLV, _ = jax.jit(gpt.GPT(config).apply)({'params': params}, tokens_BL)
-  logits_BLV = np.asarray(logits_BLV)[..., : config.vocab_size]
-  np.testing.assert_allclose(logits_BLV, wanted_BLV, atol=1e-5)
-  np.testing.assert_array_equal(logits_BLV.argmax(-1), wanted_BLV.argmax(-1))
+  with np.load(_FIXTURES / name / 'expected.npz') as file:
+    expected = {'tokens': file['tokens_BL'], 'logits': file['logits_BLV']}
+  saved.check_logits(folder, expected, atol=1e-5, **changes)
 
 
 @pytest.mark.parametrize('name', _NAMES)
@@ -60,7 +48,7 @@ def test_logits_are_those_of_transformers(name):
 def test_logits_are_the_same_scanned_padded_sharded_and_with_a_shorter_context():
   changes = {'scan_layers': True, 'pad_vocab_to': 128, 'block_size': 5}
   _check_logits(_FIXTURES / 'tied', 'tied', **changes)
-  config, params = _read(_FIXTURES / 'tied', **changes)
+  config, params = saved.read(_FIXTURES / 'tied', **changes)
   abstract = saved.on_a_mesh(config)
   sharded = saved_model.open_model(_FIXTURES / 'tied').load(abstract)
   saved.assert_placed(sharded, abstract)
@@ -69,21 +57,15 @@ def test_logits_are_the_same_scanned_padded_sharded_and_with_a_shorter_context()
 
 def _raw_tensors(folder):
   """Name -> type, shape and bytes, read without the code under test."""
-  found = {}
-  for path in folder.glob('*.safetensors'):
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], 'little')
-    for name, about in json.loads(data[8 : 8 + length]).items():
-      if name != '__metadata__':
-        start, stop = (8 + length + offset for offset in about['data_offsets'])
-        found[name] = about['dtype'], about['shape'], data[start:stop]
-  return found
+  files = map(safetensors_numpy.load_file, folder.glob('*.safetensors'))
+  tensors = {name: tensor for file in files for name, tensor in file.items()}
+  return {name: (x.dtype.str, x.shape, x.tobytes()) for name, x in tensors.items()}
 
 
 @pytest.mark.parametrize('name', _NAMES)
 @pytest.mark.parametrize('scan_layers', [False, True])
 def test_what_comes_in_goes_out_byte_for_byte(tmp_path, name, scan_layers):
-  config, params = _read(_FIXTURES / name, scan_layers=scan_layers, pad_vocab_to=128)
+  config, params = saved.read(_FIXTURES / name, scan_layers=scan_layers, pad_vocab_to=128)
   huggingface.write_model(tmp_path, config, params, None)
   wanted = _raw_tensors(_FIXTURES / name)
   if name == 'bare':  # as if it had been saved with its head
@@ -122,6 +104,9 @@ def test_a_model_of_ours_is_the_same_after_export_and_import(tmp_path, changes, 
     value = value[:257] if path[0].key in ('wte', 'lm_head') else value
     np.testing.assert_array_equal(leaf, np.broadcast_to(value.astype(np.float32), leaf.shape))
   assert not wanted
+  huggingface.write_model(tmp_path, config, params, saved.BOS)
+  values = json_files.read(tmp_path / 'config.json')
+  assert (values['bos_token_id'], values['eos_token_id']) == (saved.BOS.bos_id, saved.BOS.eos_id)
 
 
 def test_the_tokenizer_of_gpt2_has_the_files_of_hugging_face(tmp_path, vocabulary):
@@ -163,19 +148,25 @@ def test_half_precision_is_read_exactly(copy, kind):
   path = copy() / _WEIGHTS
   halves = {k: v.astype(kind) for k, v in safetensors_numpy.load_file(path).items()}
   safetensors_numpy.save_file(halves, path)
-  _, params = _read(path.parent)
+  _, params = saved.read(path.parent)
   wanted_VD = halves['transformer.wte.weight'].astype(np.float32)
   np.testing.assert_array_equal(params['wte']['embedding'], wanted_VD)
 
 
-def test_masks_and_a_second_head_are_left_out(copy):
+def test_the_same_model_in_other_words_is_understood(copy):
   path = copy() / _WEIGHTS
+  values = json_files.read(path.with_name('config.json'))
+  for key in ('tie_word_embeddings', *huggingface._FIXED):
+    del values[key]
+  values |= {'n_inner': 32, 'activation_function': 'gelu_pytorch_tanh'}
+  atomic.write_json(path.with_name('config.json'), values)
   found = safetensors_numpy.load_file(path)
   for layer in range(2):
     found[f'transformer.h.{layer}.attn.bias'] = np.ones((1, 1, 16, 16), bool)
     found[f'transformer.h.{layer}.attn.masked_bias'] = np.array(-1e4, np.float32)
   found['lm_head.weight'] = found['transformer.wte.weight']
   safetensors_numpy.save_file(found, path)
+  assert saved_model.open_model(path.parent).config.tie_embeddings
   _check_logits(path.parent, 'tied')
 
 
@@ -184,7 +175,7 @@ def test_masks_and_a_second_head_are_left_out(copy):
 def test_each_tensor_is_read_once_and_reported(monkeypatch, path, scan_layers):
   shown: list[tuple[str, int, int]] = []
   monkeypatch.setattr(progress.Bar, 'show', lambda bar, *args: shown.append(args))
-  config, _ = _read(path, scan_layers=scan_layers, pad_vocab_to=128)
+  config, _ = saved.read(path, scan_layers=scan_layers, pad_vocab_to=128)
   sizes = [math.prod(shape) for shape in tensors.shapes(config).values()]
   phases, done, totals = zip(*shown, strict=True)
   assert set(phases) == {f'reading {path}'} and set(totals) == {sum(sizes)}
@@ -229,11 +220,11 @@ def test_sizes_that_the_tensors_do_not_have_are_refused(copy, key, value):
 def test_tensors_that_are_missing_unexpected_or_misshaped_are_named(copy):
   path = copy() / _WEIGHTS
   found = safetensors_numpy.load_file(path)
-  found['transformer.h.0.odd'] = found.pop('transformer.h.0.ln_1.weight')
+  found['transformer.h.0.attn.bias_odd'] = found.pop('transformer.h.0.ln_1.weight')
   found['transformer.ln_f.bias'] = np.zeros((9,), np.float32)
   safetensors_numpy.save_file(found, path)
   message = saved.refused(path.parent)
-  assert all(name in message for name in ('h.0.ln_1.weight', 'h.0.odd', 'ln_f.bias'))
+  assert all(name in message for name in ('h.0.ln_1.weight', 'h.0.attn.bias_odd', 'ln_f.bias'))
 
 
 @pytest.mark.parametrize(
@@ -254,9 +245,7 @@ def test_a_damaged_weights_file_is_named_when_it_is_opened_and_when_it_is_read(c
   path.write_bytes(damage(path.read_bytes()))
   saved.refused(path.parent, path)
   if b'I32' not in path.read_bytes():
-    with pytest.raises(errors.UserError) as e:
-      model.load(saved.on_one_device(model.config))
-    assert e.value.key == str(path)
+    assert raised.user_error(model.load, saved.on_one_device(model.config)).key == str(path)
 
 
 @pytest.mark.parametrize(

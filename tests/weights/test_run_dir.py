@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from gpt_jax import atomic, errors, json_files, knobs
+from gpt_jax import atomic, json_files, knobs
 from gpt_jax import config as config_lib
-from gpt_jax.data import tokenizers
 from gpt_jax.weights import run_dir
+from tests import raised
 from tests.weights import saved
 
 
@@ -21,9 +21,7 @@ def test_json_that_is_missing_or_damaged_is_a_user_error_at_its_path(tmp_path, c
   if content is not None:
     path.write_bytes(content)
   for given in (path, tmp_path, tmp_path / ('x' * 300)):
-    with pytest.raises(errors.UserError) as e:
-      json_files.read(given)
-    assert e.value.key == str(given)
+    assert raised.user_error(json_files.read, given).key == str(given)
 
 
 def test_config_and_tokenizer_come_back_as_they_were_written(tmp_path):
@@ -44,8 +42,7 @@ def test_config_and_tokenizer_come_back_as_they_were_written(tmp_path):
     ('config', {'model': 7}),
     ('config', {'train': {'steps': 0, 'seed': -1}}),
     ('tokenizer', {}),
-    ('tokenizer', {'kind': 'nonesuch'}),
-    ('tokenizer', {'kind': 'hf', 'json': 7}),
+    *(('tokenizer', {'kind': kind, 'json': 7}) for kind in ('nonesuch', 'hf')),
   ],
   ids=str,
 )
@@ -53,9 +50,8 @@ def test_an_invalid_file_is_named_with_each_problem(tmp_path, file, content):
   run = run_dir.RunDir(tmp_path)
   path = tmp_path / f'{file}.json'
   path.write_text(json.dumps(content))
-  with pytest.raises(errors.UserError) as e:
-    run.read_config() if file == 'config' else run.read_tokenizer()
-  assert {error.key for error in e.value.all} == {str(path)}
+  error = raised.user_error(run.read_config if file == 'config' else run.read_tokenizer)
+  assert {each.key for each in error.all} == {str(path)}
 
 
 def test_the_identity_is_of_the_keys_that_decide_parameters_and_their_meaning():
@@ -76,6 +72,5 @@ def test_the_identity_is_of_the_tokenizer_and_survives_json():
   model = dataclasses.replace(saved.MODEL, lora_alpha=16)
   identity = run_dir.identity(model, saved.BYTE)
   assert identity == run_dir.identity(dataclasses.replace(model, lora_alpha=16.0), saved.BYTE)
-  bos = tokenizers.build(config_lib.DataConfig(tokenizer='byte', special_tokens='bos'), {})
-  other = run_dir.identity(model, bos)
+  other = run_dir.identity(model, saved.BOS)
   assert other['model'] == identity['model'] and other['tokenizer'] != identity['tokenizer']

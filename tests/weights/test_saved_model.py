@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 
 import gpt_jax
-from gpt_jax import atomic, errors, json_files
-from gpt_jax import config as config_lib
-from gpt_jax.data import tokenizers
+from gpt_jax import atomic, json_files
 from gpt_jax.data.tokenizers import bpe
 from gpt_jax.models import lora
 from gpt_jax.weights import huggingface, openai, saved_model
-from tests import random_params
+from tests import raised, random_params
 from tests.weights import saved
 
 _FORMS = ['run', 'huggingface']
@@ -147,9 +145,7 @@ def test_checkpoints_of_older_versions_have_no_identity_but_shapes(tmp_path, par
   values = json_files.read(run.config)
   values['model']['n_layer'] = 3
   atomic.write_json(run.config, values)
-  with pytest.raises(errors.UserError) as e:
-    _load(run.path)
-  assert e.value.key == str(run.checkpoints / '1')
+  assert raised.user_error(_load, run.path).key == str(run.checkpoints / '1')
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(copy, vocabulary):
@@ -167,9 +163,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(copy, vocabulary):
 @pytest.mark.parametrize(
   ('positions', 'pad_vocab_to', 'rows'), [(8, 1, 257), (3, 8, 264), (3, 128, 384)]
 )
-def test_the_context_may_be_shorter_and_the_padding_another(
-  folder, params, form, positions, pad_vocab_to, rows
-):
+def test_context_and_padding_may_be_others(folder, params, form, positions, pad_vocab_to, rows):
   found = _load(folder / form, block_size=positions, pad_vocab_to=pad_vocab_to)
   saved.assert_equal(found, _fitted(params, positions=positions, rows=rows))
 
@@ -218,41 +212,32 @@ def test_each_part_of_the_architecture_must_agree(folder, form):
   changes |= {'block_size': 9, 'bias': False, 'tie_embeddings': False}
   for keys in [[key] for key in changes] + [['n_layer', 'bias', 'block_size']]:
     other = dataclasses.replace(model.config, **{key: changes[key] for key in keys})
-    with pytest.raises(errors.UserError) as e:
-      model.check(other, saved.BYTE)
-    assert [error.key for error in e.value.all] == [f'model.{key}' for key in keys]
+    error = raised.user_error(model.check, other, saved.BYTE)
+    assert [error.key for error in error.all] == [f'model.{key}' for key in keys]
 
 
 def test_layers_of_a_run_stay_scanned_or_not_and_its_tokenizer_counts(folder):
   scanned = dataclasses.replace(saved.MODEL, scan_layers=True)
-  bos = tokenizers.build(config_lib.DataConfig(tokenizer='byte', special_tokens='bos'), {})
   model = saved_model.open_model(folder / 'run')
-  with pytest.raises(errors.UserError) as e:
-    model.check(scanned, bos)
-  assert [error.key for error in e.value.all] == ['model.scan_layers', 'data.tokenizer']
+  error = raised.user_error(model.check, scanned, saved.BOS)
+  assert [error.key for error in error.all] == ['model.scan_layers', 'data.tokenizer']
   foreign = dataclasses.replace(saved_model.open_model(folder / 'huggingface'), tokenizer=None)
-  foreign.check(scanned, bos)
+  foreign.check(scanned, saved.BOS)
 
 
 # Imports.
 
-_OPEN_AND_LOAD = """
-import sys
-import jax
-from gpt_jax.models import gpt
-from gpt_jax.weights import saved_model
-
+_LOAD = """
+import sys, gpt_jax
 for path in sys.argv[1:]:
-  model = saved_model.open_model(path)
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  model.load(gpt.abstract_params(model.config, sharding))
+  gpt_jax.load(path)
 print(*sys.modules)
 """
 
 
-def test_foreign_models_are_read_without_orbax_and_optax(folder, tmp_path):
+def test_foreign_models_are_loaded_without_orbax_and_optax(folder, tmp_path):
   done = subprocess.run(
-    [sys.executable, '-c', _OPEN_AND_LOAD, folder / 'huggingface', saved.FIXTURES / 'openai_tiny'],
+    [sys.executable, '-c', _LOAD, folder / 'huggingface', saved.FIXTURES / 'openai_tiny'],
     env={**os.environ, 'PYTHONPATH': str(pathlib.Path(gpt_jax.__file__).parents[1])},
     cwd=tmp_path,
     capture_output=True,

@@ -1,5 +1,6 @@
 """A checkpoint of TensorFlow gives the tensors that were saved, or an error that names the file."""
 
+import os
 import shutil
 import struct
 
@@ -9,6 +10,7 @@ import pytest
 
 from gpt_jax import errors
 from gpt_jax.weights.openai import tensor_bundle
+from tests import damage, raised
 from tests.weights import saved
 
 _FIXTURE = saved.FIXTURES / 'openai_tiny'
@@ -40,13 +42,11 @@ def _read(directory):
 
 def _refused(directory, name=_INDEX):
   """Asserts that reading is a user error at the file `name`."""
-  with pytest.raises(errors.UserError) as e:
-    _read(directory)
-  assert e.value.key == str(directory / name)
+  assert raised.user_error(_read, directory).key == str(directory / name)
 
 
 def _same(*trees):
-  a, b = ({k: (v.shape, v.tobytes()) for k, v in tree.items()} for tree in trees)
+  a, b = ({k: (v.dtype.str, v.shape, v.tobytes()) for k, v in tree.items()} for tree in trees)
   return a == b
 
 
@@ -79,8 +79,7 @@ def _sealed(content, compression=0):
 def _block(pairs, restarts=1):
   content, last = b'', b''
   for key, value in pairs:
-    shared = next((i for i, (a, b) in enumerate(zip(key, last, strict=False)) if a != b), None)
-    shared = min(len(key), len(last)) if shared is None else shared
+    shared = len(os.path.commonprefix([key, last]))
     content += _varint(shared) + _varint(len(key) - shared) + _varint(len(value))
     content += key[shared:] + value
     last = key
@@ -147,25 +146,12 @@ def test_skips_unknown_fields_and_takes_the_last_of_several_values(tmp_path):
 # What is damaged.
 
 
-def _damaged(data, seed):
-  """Flips a bit, cuts bytes off, puts some in, zeroes some, or exchanges two stretches."""
-  rng = np.random.default_rng(seed)
-  a, b, c = sorted(rng.integers(len(data), size=3))
-  return [
-    data[:a] + bytes([data[a] ^ 1 << rng.integers(8)]) + data[a + 1 :],
-    data[:a],
-    data[:a] + rng.bytes(int(rng.integers(1, 100))) + data[a:],
-    data[:a] + bytes(b - a) + data[b:],
-    data[:a] + data[b:c] + data[a:b] + data[c:],
-  ][seed % 5]
-
-
 @pytest.mark.parametrize('name', [_INDEX, _DATA])
 def test_damage_is_reported_or_changes_nothing(directory, written, name):
   data = (directory / name).read_bytes()
   reported = 0
   for seed in range(200):
-    (directory / name).write_bytes(_damaged(data, seed))
+    (directory / name).write_bytes(damage.damaged(data, seed))
     try:
       found = _read(directory)
     except errors.UserError as e:
@@ -182,8 +168,8 @@ def test_lies_with_right_checksums_are_reported_or_harmless(directory):
   pairs = [_header(), (b'a', value), (b'ab', value), (b'b', value)]
   for seed in range(400):
     changed, i = list(pairs), seed // 5 % len(pairs)
-    changed[i] = (pairs[i][0], _damaged(pairs[i][1], seed))
-    _write(directory, _table(_block(changed) if seed % 2 else _damaged(_block(pairs), seed)))
+    changed[i] = (pairs[i][0], damage.damaged(pairs[i][1], seed))
+    _write(directory, _table(_block(changed) if seed % 2 else damage.damaged(_block(pairs), seed)))
     try:
       found = _read(directory)
     except errors.UserError as e:
@@ -234,6 +220,7 @@ _BEYOND = _varint(0) + _varint(1 << 62)
     b'\xff' * 40 + _MAGIC,
     _table(),
     _table(_block([_PAIR])),  # no header
+    _table(_block([_header(), _PAIR]))[:-1] + b'~',
     _table(_block([_header(), _PAIR]), compression=1),
     _table(_block([_header(), _PAIR], restarts=1 << 30)),
     _table(b'\5\0\0' + _block([_header()])),  # shares five bytes with nothing
@@ -251,9 +238,7 @@ def test_a_missing_or_changed_file_is_named(directory):
   content = (directory / _DATA).read_bytes()
   for changed in (content[:-1], b'', content[:-1] + b'~', None):
     (directory / _DATA).unlink() if changed is None else (directory / _DATA).write_bytes(changed)
-    with pytest.raises(errors.UserError) as e:
-      tensors['model/wte'].read()
-    assert e.value.key == str(directory / _DATA)
+    assert raised.user_error(tensors['model/wte'].read).key == str(directory / _DATA)
   _refused(directory, _DATA)
   (directory / _INDEX).unlink()
   _refused(directory)

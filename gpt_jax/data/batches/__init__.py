@@ -16,17 +16,11 @@ from gpt_jax.data.batches import order
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """The rows of one split of a mixture, in the order in which they are seen.
+  """The rows of one split of a mixture, in the order in which they are seen."""
 
-  Attributes:
-    chunks: Of each source.
-    weights: Share of each source, see `order.Mixture`; None: the rows of all are one pool.
-    seed: Of the order.
-  """
-
-  chunks: tuple[chunks_lib.Chunks, ...]
-  weights: tuple[float, ...] | None
-  seed: int
+  chunks: tuple[chunks_lib.Chunks, ...]  # of each source
+  weights: tuple[float, ...] | None  # see `order.Mixture`
+  seed: int  # of the order
 
   @property
   def summary(self) -> str:
@@ -36,17 +30,14 @@ class Dataset:
   def train_rows(self, numbers: np.ndarray) -> batch_lib.Batch:
     """Returns (R, L) rows of the endless training sequence, which is in a new order each epoch.
 
-    Args:
-      numbers: int64 (R,), at least 0: row r of step s is number s * batch_size + r.
+    `numbers` are int64 (R,), at least 0: row r of step s is number s * batch_size + r.
     """
     return self._rows(*self._mixture.train(numbers))
 
   def val_rows(self, numbers: np.ndarray, *, total: int) -> batch_lib.Batch:
     """Returns (R, L) rows of an evaluation: always the same, spread evenly over the text.
 
-    Args:
-      numbers: int64 (R,), each in [0, total).
-      total: Rows in the evaluation; some repeat if the split has fewer.
+    `numbers` are int64 (R,), each in [0, total); some rows repeat if the split has fewer than that.
     """
     return self._rows(*self._mixture.val(numbers, total))
 

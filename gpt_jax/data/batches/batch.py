@@ -6,15 +6,8 @@ IGNORED = -1  # a target that doesn't count
 
 
 class Batch(NamedTuple):
-  """Token ids and the ids that follow them: NumPy or JAX arrays of one shape (…, B, L).
-
-  Attributes:
-    inputs: int32 token ids.
-    targets: int32, the token after each input, `IGNORED` where nothing is to be predicted.
-    segments: int32, numbers the documents packed into a row from 1, 0 for padding; None if rows are
-      not packed.
-  """
+  """Token ids and the ids that follow them: NumPy or JAX arrays, int32, of one shape (…, B, L)."""
 
   inputs: Any
-  targets: Any
-  segments: Any = None
+  targets: Any  # the token after each input, `IGNORED` where nothing is to be predicted
+  segments: Any = None  # documents in a row from 1, 0 for padding; None if rows are not packed

@@ -28,16 +28,9 @@ def chunk(
   partition: the stream cut every L tokens, so that each token but the first is a target once per
   epoch. packed: see `Packed`. sentences: see `sentences.group`.
 
-  Args:
-    data: The kind and its options.
-    split: The tokens.
-    block_size: L.
-    start_id: Token put before each packed document that doesn't begin with it, or None.
-    end_ids: Tokens that end a sentence.
-    pad_id: Input where a row has no text.
-
-  Raises:
-    UserError: The split has too little text for a single row.
+  `start_id`, unless None, is put before each packed document that doesn't begin with it; `end_ids`
+  end a sentence; `pad_id` is the input where a row has no text. Raises `UserError` if the split has
+  too little text for a single row.
   """
   rows: Chunks
   stretches = functools.partial(Stretches, block_size=block_size, pad_id=pad_id)

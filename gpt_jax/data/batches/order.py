@@ -23,12 +23,7 @@ def permute(indices: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
   The generalized Feistel cipher of Black & Rogaway, "Ciphers with arbitrary finite domains" (2002),
   section 5: numbers are pairs in a × b places, with a · b slightly above `size`; images outside are
   enciphered again. It mixes well but keeps no secrets. It must never change: runs that resume rely
-  on it.
-
-  Args:
-    indices: int64 (R,), each in [0, size), as are the images.
-    size: At least 1, at most 2**62.
-    key: Another key gives another permutation.
+  on it. `indices` are int64 (R,), `size` is from 1 to 2**62.
   """
   keys_KR = np.broadcast_to(_round_keys(key)[:, None], (_ROUNDS, len(indices)))
   return _permute(indices, size, keys_KR)
@@ -37,10 +32,7 @@ def permute(indices: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
 def reshuffle(numbers: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
   """Returns the indices of rows `numbers`, if each epoch has all of `range(size)` in a new order.
 
-  Args:
-    numbers: int64 (R,), at least 0, without end.
-    size: Rows in an epoch.
-    key: As in `permute`.
+  `numbers` are int64 (R,), at least 0, without end.
   """
   epochs, which = np.unique(numbers // size, return_inverse=True)
   keys_EK = [_round_keys((*key, epoch)) for epoch in epochs.tolist()]
@@ -86,17 +78,14 @@ def _round_keys(key: tuple[int, ...]) -> np.ndarray:
 class Mixture:
   """Which source a row comes from, and which of the source's rows it is.
 
-  Attributes:
-    sizes: Rows of each source, at least 1.
-    weights: Share of each source, above 0, in any unit: every `PERIOD` training rows have these
-      shares to the nearest row, but at least one row of each source. None: the rows of all sources
-      are one pool.
-    seed: Of the order.
+  Weights are shares of the sources, above 0, in any unit: every `PERIOD` training rows have these
+  shares to the nearest row, but at least one row of each source. Without weights, the rows of all
+  sources are one pool.
   """
 
-  sizes: tuple[int, ...]
+  sizes: tuple[int, ...]  # rows of each source, at least 1
   weights: tuple[float, ...] | None
-  seed: int
+  seed: int  # of the order
 
   def train(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns rows of an endless sequence, in which none of a source repeats before all have come.

@@ -13,26 +13,18 @@ _DOCUMENTS_AT_ONCE = 1 << 20
 
 
 class Pieces(NamedTuple):
-  """What rows are packed from: stretches of targets, each of one document.
+  """What rows are packed from: stretches of targets, each of one document."""
 
-  Attributes:
-    starts: int64 (P,), address of the first target; the input before it is one address lower.
-    lengths: int32 (P,), targets, from 1 to the length of a row.
-    opens: bool (P,), whether the first input is instead the token put before the document.
-  """
-
-  starts: np.ndarray
-  lengths: np.ndarray
-  opens: np.ndarray
+  starts: np.ndarray  # int64 (P,), address of the first target; its input is one address lower
+  lengths: np.ndarray  # int32 (P,), targets, from 1 to the length of a row
+  opens: np.ndarray  # bool (P,), whether the first input is the token put before the document
 
 
 def divide(documents: np.ndarray, prefixed: np.ndarray, row_length: int) -> Pieces:
   """Divides documents so that each token that has one before it is a target exactly once.
 
-  Args:
-    documents: int64 (N, 2), [start, stop) of each; the pieces are in this order.
-    prefixed: bool (N,), whether a token is put before the document.
-    row_length: Maximum targets in a piece.
+  `documents`, [start, stop) of each, are int64 (N, 2); the pieces are in this order. `prefixed` is
+  bool (N,), whether a token is put before the document.
   """
   # A portion at a time, because intermediate arrays take several times the room of the pieces.
   step = _DOCUMENTS_AT_ONCE
@@ -60,12 +52,8 @@ def pack(lengths: np.ndarray, row_length: int) -> np.ndarray:
   Truncations Improve Language Modeling", 2024). Pieces of one length, and rows with the same room,
   are moved together, so the time hardly depends on their number.
 
-  Args:
-    lengths: (P,), any integer type, each from 1 to `row_length`.
-    row_length: Room in a row.
-
-  Returns:
-    int32 (P,), the row of each piece, numbered from 0 without gaps.
+  `lengths` are (P,), integers from 1 to `row_length`. Returns the row of each piece, int32 (P,),
+  numbered from 0 without gaps.
   """
   by_length = np.argsort(lengths, kind='stable')
   bounds = np.concatenate([[0], np.cumsum(np.bincount(lengths, minlength=row_length + 1))])

@@ -22,13 +22,8 @@ def group(
   to none. A chunk begins at the end of the one before, or at the first later sentence at which one
   fits; with `data.overlap`, at every sentence at which one fits.
 
-  Args:
-    data: `min_length` and `max_length` limit the tokens in a chunk.
-    split: Its documents are read.
-    end_ids: Tokens that end a sentence.
-
-  Returns:
-    Start (an address of `split.tokens`) and length of each chunk, int64 (C,) each, ascending.
+  `end_ids` are the tokens that end a sentence. Returns start (an address of `split.tokens`) and
+  length of each chunk, int64 (C,) each, ascending.
   """
   documents = split.documents()
   starts, stops, owners = _sentences(split.tokens, documents, end_ids)

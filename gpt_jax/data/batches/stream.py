@@ -16,34 +16,25 @@ DOCUMENT: np.dtype[Any] = np.dtype([('end', '<u8'), ('hash', '<u8')])
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """The tokens of a corpus, in one address space over its shards.
+  """The tokens of a corpus, in one address space over its shards."""
 
-  Attributes:
-    shards: Each (tokens,), uint16 or uint32, memory-mapped or not; may be empty.
-  """
-
-  shards: tuple[np.ndarray, ...]
+  shards: tuple[np.ndarray, ...]  # each (tokens,), uint16 or uint32, perhaps memory-mapped or empty
 
   def __len__(self) -> int:
     return int(self._bounds[-1])
 
+  @property
+  def nbytes(self) -> int:
+    return sum(shard.nbytes for shard in self.shards)
+
   def read(self, start: int, stop: int) -> np.ndarray:
-    """Returns the tokens in [start, stop): a view if one shard has them all."""
-    pieces = [
-      shard[max(start - begin, 0) : max(stop - begin, 0)]
-      for shard, begin in zip(self._arrays, self._bounds.tolist(), strict=False)
-      if start < begin + len(shard) and begin < stop
-    ]
-    if len(pieces) == 1:
-      return pieces[0]
-    return np.concatenate(pieces) if pieces else np.empty(0, np.uint16)
+    """Returns the tokens in [start, stop) that there are, as int32; `start` lies in the corpus."""
+    return self.gather(np.array([start]), np.array([min(stop, len(self)) - start]))
 
   def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Reads many stretches and joins them: int32 (sum of `lengths`,).
 
-    Args:
-      starts: int64 (R,), addresses.
-      lengths: (R,), any integer type; each stretch lies inside the corpus.
+    `starts` are addresses, int64 (R,); `lengths` are (R,). Each stretch lies inside the corpus.
     """
     starts, lengths, shards = _break_at(self._bounds, starts, lengths)
     stops = np.cumsum(lengths)
@@ -78,17 +69,12 @@ class Tokens:
 class Split:
   """The training or validation split of a corpus: spans of its tokens, joined into one stream.
 
-  Attributes:
-    tokens: The whole corpus.
-    spans: int64 (S, 2), [start, stop) of each stretch of the split in the addresses of `tokens`,
-      ascending.
-    documents: Returns int64 (N, 2), [start, stop) of each document of the split in the addresses of
-      `tokens`, ascending, bos and eos included. May be slow.
+  Spans and documents are [start, stop) in the addresses of `tokens`, ascending.
   """
 
-  tokens: Tokens
-  spans: np.ndarray
-  documents: Callable[[], np.ndarray]
+  tokens: Tokens  # the whole corpus
+  spans: np.ndarray  # int64 (S, 2)
+  documents: Callable[[], np.ndarray]  # returns int64 (N, 2), bos and eos included; may be slow
 
   def __len__(self) -> int:
     return int(self._bounds[-1])
@@ -96,8 +82,7 @@ class Split:
   def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """As `Tokens.gather`, with addresses in the stream, from 0: stretches may cross spans.
 
-    Raises:
-      IndexError: A stretch reaches beyond the stream.
+    Raises `IndexError` if a stretch reaches beyond the stream.
     """
     if len(starts) and (starts.min() < 0 or (starts + lengths).max() > len(self)):
       raise IndexError(f'a stretch reaches beyond the {len(self):,} tokens of the stream')

@@ -57,12 +57,10 @@ def parse_mixture(source: str) -> list[tuple[float | None, str]]:
 
 
 def open_source(spec: str, *, text_field: str) -> corpus.Source:
-  """Opens the source that `spec` names; raises `UserError`.
+  """Opens the source of text that `spec` names, see `_FORMS`; raises `UserError`.
 
-  `spec` is one source without a weight: `builtin:python-reference` (the prose of CPython's language
-  reference, a document per topic, topics in the order of their names), `text:GLOB` (UTF-8 files in
-  the order of their paths, a document each; `**` and `~` work), `jsonl:GLOB`, `parquet:GLOB`,
-  `parquet:FOLDER` or `tfds:NAME`. `text_field` is the field, column or feature that holds the text.
+  `builtin:python-reference` is the prose of CPython's language reference, a document per topic.
+  `text_field` is the field, column or feature that holds the text.
   """
   scheme, _, name = spec.partition(':')
   match scheme if name else None:

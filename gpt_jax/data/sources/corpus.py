@@ -3,15 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 _MIN_PART_BYTES = 4 << 20
 _MAX_PART_BYTES = 256 << 20
 _PARTS = 64
 _SPLITS = {'training': 'train'} | dict.fromkeys(('valid', 'val', 'dev'), 'validation')
 _SPLIT_ORDER = ('train', 'validation', 'test')
-
-Item = TypeVar('Item')
 
 
 class Piece(NamedTuple):
@@ -46,9 +44,9 @@ def part_bytes(total: int) -> int:
 
 
 def parts(
-  items: Sequence[Item],
+  items: Sequence[Any],
   sizes: Sequence[int],
-  read: Callable[[Sequence[Item]], Iterator[Piece]],
+  read: Callable[..., Iterator[Piece]],
   *,
   full: int,
   split: str = '',

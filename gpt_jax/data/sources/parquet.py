@@ -23,8 +23,6 @@ _NUMBERED = re.compile(r'(\w+)-\d+-of-\d+(-[0-9a-f]+)?')
 
 
 class _Group(NamedTuple):
-  """A row group of a file."""
-
   path: pathlib.Path
   split: str
   number: int
@@ -44,9 +42,7 @@ def open_source(spec: str, pattern: str, *, text_field: str) -> corpus.Source:
   if os.path.isdir(pattern):
     pattern = os.path.join(glob.escape(pattern), '**', '*.parquet')
   paths = files.find('parquet', pattern)
-  groups: list[_Group] = []
-  for path in paths:
-    groups += _groups(path, _split(path, pattern), text_field)
+  groups = [g for path in paths for g in _groups(path, _split(path, pattern), text_field)]
   groups.sort(key=lambda g: (corpus.split_rank(g.split), g.path, g.number))
   full = corpus.part_bytes(sum(g.size for g in groups))
   read = functools.partial(_read, field=text_field)
@@ -91,8 +87,7 @@ def _groups(path: pathlib.Path, split: str, field: str) -> Iterator[_Group]:
 def _read(groups: Sequence[_Group], *, field: str) -> Iterator[corpus.Piece]:
   for path, _, number, row, num_rows, size in groups:
     with _opened(path) as file:
-      mean = size // max(1, num_rows)
-      batch_size = max(1, min(num_rows, _BATCH_BYTES // max(1, mean)))
+      batch_size = max(1, min(num_rows, num_rows * _BATCH_BYTES // max(1, size)))
       for batch in file.iter_batches(
         batch_size, row_groups=[number], columns=[field], use_threads=False
       ):

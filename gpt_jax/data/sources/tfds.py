@@ -30,7 +30,7 @@ def open_source(spec: str, name: str, *, text_field: str) -> corpus.Source:
   open_builder = functools.partial(
     tfds.builder, name, data_dir=os.environ.get('TFDS_DATA_DIR') or None
   )
-  with _user_errors(name):
+  try:
     builder = open_builder()
     feature = _text_feature(name, builder.info.features, text_field)
     if not builder.is_prepared():
@@ -39,6 +39,15 @@ def open_source(spec: str, name: str, *, text_field: str) -> corpus.Source:
         builder.download_and_prepare()
     if not builder.info.available_file_formats() & tfds.core.FileFormat.with_random_access():
       raise ValueError(f'the files in {builder.data_dir} need TensorFlow to be read')
+  except tfds.core.registered.DatasetNotFoundError as e:
+    fix = 'see https://www.tensorflow.org/datasets'
+    raise errors.UserError('data.source', f'no TFDS data set is called {name!r}', fix) from e
+  except (
+    *(ImportError, OSError, ValueError, AssertionError, RuntimeError),
+    tfds.download.DownloadError,
+  ) as e:
+    problem = f'tfds:{name} cannot be opened or prepared ({files.one_line(e)})'
+    raise errors.UserError('data.source', problem, _FIX) from e
   splits = builder.info.splits
   names = sorted(splits, key=corpus.split_rank)
   full = corpus.part_bytes(sum(split.num_bytes for split in splits.values()))
@@ -85,24 +94,7 @@ def _read(
     raise errors.UserError(directory, problem, 'delete the folder and run again') from e
 
 
-@contextlib.contextmanager
-def _user_errors(name: str) -> Iterator[None]:
-  """Turns what TFDS raises when it opens or prepares a data set into `UserError`."""
-  try:
-    yield
-  except tfds.core.registered.DatasetNotFoundError as e:
-    fix = 'see https://www.tensorflow.org/datasets'
-    raise errors.UserError('data.source', f'no TFDS data set is called {name!r}', fix) from e
-  except (
-    *(ImportError, OSError, ValueError, AssertionError, RuntimeError),
-    tfds.download.DownloadError,
-  ) as e:
-    problem = f'tfds:{name} cannot be opened or prepared ({files.one_line(e)})'
-    raise errors.UserError('data.source', problem, _FIX) from e
-
-
 def _text_feature(name: str, features: tfds.features.FeaturesDict, text_field: str) -> str:
-  """The name of the feature to read."""
   texts: list[str] = [k for k, v in features.items() if isinstance(v, tfds.features.Text)]
   if text_field in texts:
     return text_field

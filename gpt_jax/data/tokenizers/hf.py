@@ -100,21 +100,16 @@ def load(path: str) -> HfTokenizer:
   file = pathlib.Path(path).expanduser()
   file = file / 'tokenizer.json' if file.is_dir() else file
   contents = json.dumps(json_files.read(file), ensure_ascii=False, separators=(',', ':'))
-  named = _named(file.with_name('tokenizer_config.json'))
+  beside = file.with_name('tokenizer_config.json')
+  values = json_files.read(beside) if beside.exists() else {}
+  named: dict[str, Any] = {}
+  for role in base.SPECIAL_TOKENS:
+    if (key := f'{role}_token') in values:
+      token = values[key]
+      named[role] = token.get('content', token) if isinstance(token, dict) else token
+      if not isinstance(named[role], str | None):
+        raise errors.UserError(str(beside), f'is damaged: {key} is not text', 'get it again')
   try:
     return HfTokenizer(contents, named)
   except errors.UserError as e:
     raise e.at(str(file)) from e
-
-
-def _named(path: pathlib.Path) -> dict[str, str | None]:
-  """The special tokens that a tokenizer_config.json names, if it exists; None: has no such."""
-  config = json_files.read(path) if path.exists() else {}
-  named: dict[str, Any] = {}
-  for role in base.SPECIAL_TOKENS:
-    if (key := f'{role}_token') in config:
-      token = config[key]
-      named[role] = token.get('content', token) if isinstance(token, dict) else token
-      if not isinstance(named[role], str | None):
-        raise errors.UserError(str(path), f'is damaged: {key} is not text', 'get it again')
-  return named

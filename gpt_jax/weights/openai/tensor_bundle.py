@@ -59,14 +59,12 @@ def _tensor(index: pathlib.Path, num_files: int, name: str, data: bytes) -> tens
 
   def read() -> np.ndarray:
     try:
-      with path.open('rb') as data_file:
-        data_file.seek(offset)
-        content = data_file.read(size)
+      values = np.fromfile(path, '<f4', size // 4, offset=offset)
     except OSError as e:
       raise errors.UserError(str(path), f'cannot be read ({e.strerror})') from e
-    if _masked_crc(content) != crc:
+    if _masked_crc(values.tobytes()) != crc:
       raise errors.UserError(str(path), f'is damaged: {name} has another checksum', 'get it again')
-    return np.frombuffer(content, '<f4').reshape(shape)
+    return values.reshape(shape)
 
   return tensors_lib.Tensor(shape, read)
 

@@ -1,0 +1,152 @@
+"""Processes train together as one does; one that stops, fails or dies takes the others along."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from unittest import mock
+
+import jax
+import pytest
+
+from gpt_jax import errors
+from gpt_jax.parallel import processes
+from gpt_jax.training import metrics
+from tests.training import runs
+
+STEPS = 40
+LOST_SECONDS = 10  # until the others notice that a process is gone
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+  return runs.make_config(
+    tmp_path_factory.mktemp('text'),
+    model__n_head=4,
+    model__n_embd=64,
+    model__block_size=64,
+    train__steps=STEPS,
+    train__batch_size=32,
+    train__eval_every=20,
+    train__checkpoint_every=20,
+    optimizer__learning_rate=1e-3,
+    processes__heartbeat_timeout=LOST_SECONDS,
+  )
+
+
+def _start(config, workdir, count, **changes):
+  """Starts so many processes of a run; `changes` may be lists, with a value for each."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  started = []
+  for i in range(count):
+    own = {key: v[i] if isinstance(v, list) else v for key, v in changes.items()}
+    file = workdir.parent / f'{workdir.name}-{i}.py'
+    file.write_text(f'from gpt_jax.config import *\ndef get_config(): return {config!r}\n')
+    flags = [f'--config.{key.replace("__", ".")}={value}' for key, value in own.items()]
+    command = ['-m', 'gpt_jax.train', f'--config={file}', f'--workdir={workdir}', *flags]
+    where = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(count)}
+    environment = {**os.environ, 'XLA_FLAGS': '', **where, 'JAX_PROCESS_ID': str(i)}
+    started.append(
+      subprocess.Popen(
+        [sys.executable, *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+    )
+  return started
+
+
+def _end(started):
+  """Waits for processes; returns their exit codes and what they wrote."""
+  written = [process.communicate(timeout=300) for process in started]
+  return [process.returncode for process in started], written
+
+
+def _wait_for_step(workdir, step, started):
+  while not any(line['step'] >= step for line in metrics.read(workdir / 'metrics.jsonl')):
+    assert all(process.poll() is None for process in started), _end(started)
+    time.sleep(0.01)
+
+
+def test_runs_of_any_processes_are_one_run(config, tmp_path):
+  unbroken = runs.run(config, tmp_path / 'unbroken')
+  broken = tmp_path / 'broken'
+
+  started = _start(config, broken, 2, mesh__cpu_devices=2, mesh__fsdp=2)
+  _wait_for_step(broken, 3, started)
+  started[1].send_signal(signal.SIGTERM)  # one is enough
+  codes, written = _end(started)
+  assert codes == [75, 75], written
+  assert [f'step 1/{STEPS}' in out for out, _ in written] == [True, False]
+  (stopped_at,) = (int(path.name) for path in (broken / 'checkpoints').iterdir())
+  assert metrics.read(broken / 'metrics.jsonl')[-1]['step'] == stopped_at < 20
+
+  started = _start(config, broken, 4, mesh__fsdp=2, mesh__tensor=2)
+  _wait_for_step(broken, 22, started)
+  started[2].kill()
+  codes, written = _end(started)
+  assert codes.pop(2) == -signal.SIGKILL
+  assert not {0, 2, 75} & set(codes), written
+  assert all('process' in err or 'task' in err for _, err in written[:2] + written[3:])
+
+  runs.run(config, broken)
+  found, wanted = runs.lines(broken), runs.lines(unbroken)
+  assert [line['step'] for line in found] == [line['step'] for line in wanted]
+  for line, expected in zip(found, wanted, strict=True):
+    assert line == pytest.approx(expected, rel=1e-4 if 'train/grad_norm' in line else 1e-5)
+
+
+def test_an_error_of_one_is_the_error_of_all(config, tmp_path):
+  sources = [config.data.source, 'text:missing.txt']
+  codes, written = _end(_start(config, tmp_path / 'run', 2, data__source=sources))
+  assert codes == [2, 2], written
+  assert 'missing.txt' in written[1][1] and 'process 1' in written[0][1]
+  assert not (tmp_path / 'run').exists()
+
+
+# Without other processes.
+
+
+def test_facts_must_be_the_same_everywhere():
+  facts = [
+    {'data.seed': 0, 'text': 'a'},
+    {'data.seed': 0, 'text': 'a'},
+    {'data.seed': 1, 'text': 'b'},
+  ]
+  with (
+    mock.patch.object(processes, 'gather', return_value=facts),
+    pytest.raises(errors.UserError) as e,
+  ):
+    processes.compare(facts[0])
+  assert [(each.key, 'process 2' in each.problem) for each in e.value.all] == [
+    ('data.seed', True),
+    ('text', True),
+  ]
+  with mock.patch.object(processes, 'gather', return_value=facts[:2]):
+    processes.compare(facts[0])
+
+
+@pytest.mark.parametrize('index, before', [(0, True), (1, False), (2, True)])
+def test_one_process_of_each_host_works_first(index, before):
+  events = []
+
+  def gather(value):
+    events.append('wait')
+    return ['a', 'a', 'b']
+
+  def work():
+    events.append('work')
+    return 'done'
+
+  with (
+    mock.patch.object(processes, 'gather', gather),
+    mock.patch.object(jax, 'process_index', return_value=index),
+  ):
+    assert processes.in_turn(work) == 'done'
+  assert events == (['wait', 'work', 'wait'] if before else ['wait', 'wait', 'work'])
