@@ -226,8 +226,4 @@ def _sharded(model: config_lib.ModelConfig, mesh: config_lib.MeshConfig) -> Any:
     devices = devices[: mesh.data * mesh.fsdp * mesh.tensor]
   train = config_lib.TrainConfig(batch_size=len(devices) * mesh.fsdp)  # any that is divisible
   config = config_lib.Config(model=model, train=train, mesh=mesh)
-  abstract = gpt.abstract_params(model)
-  shardings = sharding.tree_shardings(mesh_lib.make_mesh(config, devices), abstract)
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-  )
+  return sharding.place(mesh_lib.make_mesh(config, devices), gpt.abstract_params(model))

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -44,20 +45,24 @@ def joined(config: config_lib.Config) -> Iterator[None]:
     progress.be_quiet()
   try:
     yield
-  except (errors.UserError, errors.Stopped) as e:
-    if jax.process_count() > 1:
-      _publish({type(e).__name__: str(e)})
-    raise
-  except (jax.errors.JaxRuntimeError, ValueError) as e:  # gloo raises either, NCCL the first
-    if jax.process_count() == 1 or not any(word in str(e) for word in ('Gloo', 'NCCL')):
+  except BaseException as e:
+    if jax.process_count() == 1:
       raise
+    if isinstance(e, errors.UserError | errors.Stopped):
+      _publish({type(e).__name__: str(e)})
+      raise
+    # At a normal exit JAX would wait for the others, which may wait for this one.
+    if isinstance(e, KeyboardInterrupt):
+      os._exit(130)
+    is_lost = any(library in str(e) for library in ('Gloo', 'NCCL'))
+    what = 'another process is gone; run the same command again to resume'
     print(
-      f'process {jax.process_index()} of {jax.process_count()}: another process is gone '
-      f'({str(e).splitlines()[0][:200]}); run the same command again to resume',
+      f'process {jax.process_index()} of {jax.process_count()}:',
+      f'{what} ({str(e).splitlines()[0][:200]})' if is_lost else traceback.format_exc(),
       file=sys.stderr,
       flush=True,
     )
-    os._exit(1)  # else JAX would wait for the other
+    os._exit(1)
 
 
 def _initialize(config: config_lib.ProcessesConfig) -> None:
@@ -82,8 +87,10 @@ def _initialize(config: config_lib.ProcessesConfig) -> None:
   except jax.errors.JaxRuntimeError as e:
     problem = f'the other processes did not come: {str(e).splitlines()[0]}'
     raise errors.UserError('processes.initialization_timeout', problem) from e
-  except (ValueError, RuntimeError) as e:  # nothing is found, or JAX is in use already
-    if alone:
+  except (ValueError, RuntimeError) as e:
+    not_found = 'coordinator_address' in str(e)
+    in_use = 'must be called before' in str(e)  # JAX, by a Python program
+    if alone and (not_found or in_use):
       return
     raise errors.UserError('processes.coordinator', str(e)) from e
 

@@ -71,6 +71,15 @@ def tree_shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def place(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
+  """Returns a tree of shapes with the shardings of `tree_shardings`."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    shapes,
+    tree_shardings(mesh, shapes),
+  )
+
+
 def on_mesh(mesh: jax.sharding.Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
   """Returns `function`, to be jitted, with the logical axes of its arrays bound to a mesh."""
   if mesh is None:

@@ -112,17 +112,15 @@ def build(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Program:
   optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
   params_key, dropout_key = jax.random.split(jax.random.key(config.train.seed))
   init = functools.partial(step_lib.init_state, model, optimizer, params_key)
-  shapes = jax.eval_shape(init)
-  shardings = sharding.tree_shardings(mesh, shapes)
+  state = sharding.place(mesh, jax.eval_shape(init))
+  shardings = jax.tree.map(lambda x: x.sharding, state)
   parts = config.train.gradient_accumulation
   shape = (parts, config.train.batch_size // parts, config.model.block_size)
   on_mesh = functools.partial(sharding.on_mesh, mesh)
   train_step = step_lib.make_train_step(model, optimizer, schedule, dropout_key)
   return Program(
     config=config,
-    state=jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-    ),
+    state=state,
     tokens=jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.batch_sharding(mesh)),
     init=jax.jit(init, out_shardings=shardings),
     train_step=jax.jit(on_mesh(train_step), donate_argnums=0, out_shardings=(shardings, None)),
