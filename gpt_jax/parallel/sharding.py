@@ -11,10 +11,11 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-# The mesh axes that shard each logical axis; other axes are copied. Sequences are sharded over both
-# of `data` and `fsdp`, which shards the parameters that would otherwise be copies.
+from gpt_jax.parallel import mesh as mesh_lib
+
+# The mesh axes that shard each logical axis; other axes are copied.
 LOGICAL_AXES = (
-  ('batch', ('data', 'fsdp')),
+  ('batch', mesh_lib.BATCH_AXES),
   ('lookup', 'data'),  # sequences whose tokens are looked up by each device of an fsdp group
   ('embed', 'fsdp'),
   ('heads', 'tensor'),

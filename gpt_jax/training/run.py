@@ -26,6 +26,8 @@ _FREE = re.compile(
   r'(mesh|processes)\..*|model\.(attention|remat)|data\.(cache_dir|processes|verify)'
   r'|train\.(gradient_accumulation|.*_every|eval_batches|keep_checkpoints|tensorboard)'
 )
+# Keys that processes of one run may have values of their own for.
+_OWN = re.compile(r'processes\.|data\.(cache_dir|processes)')
 # Keys that may change if the learning rates of the steps taken stay the same.
 _SCHEDULE = re.compile(
   r'train\.steps|optimizer\.(.*learning_rate|warmup_steps|schedule|decay_steps)'
@@ -128,7 +130,7 @@ class Run(run_dir.RunDir):
 
   def _facts(self, config: config_lib.Config, data: loader.Data) -> dict[str, Any]:
     """What must be the same on all processes: else they train on nonsense or wait forever."""
-    facts = {k.key: k.value for k in knobs.knobs(config) if not k.key.startswith('processes.')}
+    facts = {k.key: k.value for k in knobs.knobs(config) if not _OWN.match(k.key)}
     first = data.train.train_rows(np.arange(config.train.batch_size))
     rows = hashlib.sha256(b''.join(x.tobytes() for x in jax.tree.leaves(first)))
     return facts | {
