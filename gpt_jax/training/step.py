@@ -5,6 +5,7 @@ V vocabulary.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,6 +53,23 @@ def _num_targets(targets: jax.Array) -> jax.Array:
   return (targets != batch_lib.IGNORED).sum(dtype=jnp.int32)
 
 
+def _loss(
+  model: gpt.GPT, trained: Any, frozen: Any, part: batch_lib.Batch, count: jax.Array, key: jax.Array
+) -> jax.Array:
+  """Returns the sum of a part's losses over `count`; a tied table may have a copy, `lm_head`."""
+  params = lora.join(trained, frozen)
+  if 'lm_head' in params:
+    model = gpt.GPT(dataclasses.replace(model.config, tie_embeddings=False))
+  logits_BLV, _ = model.apply(
+    {'params': params},
+    part.inputs,
+    segments_BL=part.segments,
+    deterministic=False,
+    rngs={'dropout': key},
+  )
+  return cross_entropy(logits_BLV, part.targets) / count
+
+
 def make_train_step(
   model: gpt.GPT,
   optimizer: optax.GradientTransformation,
@@ -65,21 +83,6 @@ def make_train_step(
   (`key`, step, micro-batch), so a resumed run draws what an unbroken one would.
   Metrics: `loss` before the update, `grad_norm` before clipping, `learning_rate`.
   """
-
-  untied = gpt.GPT(dataclasses.replace(model.config, tie_embeddings=False))
-
-  def loss_fn(
-    trained: Any, frozen: Any, part: batch_lib.Batch, count: jax.Array, key: jax.Array
-  ) -> jax.Array:
-    params = lora.join(trained, frozen)
-    logits_BLV, _ = (untied if 'lm_head' in params else model).apply(
-      {'params': params},
-      part.inputs,
-      segments_BL=part.segments,
-      deterministic=False,
-      rngs={'dropout': key},
-    )
-    return cross_entropy(logits_BLV, part.targets) / count
 
   def gradients(
     trained: Any, frozen: Any, batch: batch_lib.Batch, key: jax.Array
@@ -100,7 +103,7 @@ def make_train_step(
   ) -> tuple[jax.Array, Any]:
     # Over the whole batch: micro-batches with more targets weigh more.
     count = jnp.maximum(_num_targets(batch.targets), 1)
-    value_and_grad = jax.value_and_grad(loss_fn)
+    value_and_grad = jax.value_and_grad(functools.partial(_loss, model))
     if (A := batch.inputs.shape[0]) == 1:
       only = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
       return value_and_grad(trained, frozen, only, count, jax.random.fold_in(key, 0))
