@@ -28,12 +28,12 @@ def main(values: flags.FlagValues) -> None:
 
   import jax  # slow, so only once the flags are known to be valid
 
-  from gpt_jax.models import gpt
+  from gpt_jax import models
   from gpt_jax.weights import huggingface, saved_model
 
   model = saved_model.open_model(values.model)
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  params = model.load(gpt.abstract_params(model.config, sharding))
+  params = model.load(models.abstract_params(model.config, sharding))
   try:
     huggingface.write_model(output, model.config, params, model.tokenizer)
   except OSError as e:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax.models import gpt
+from gpt_jax import models
 
 
 def make(
@@ -28,4 +28,4 @@ def make(
     value = draw(mean, spread, leaf.shape) + noise * more(size=leaf.shape)
     return jnp.asarray(value, leaf.dtype)
 
-  return jax.tree_util.tree_map_with_path(random, gpt.abstract_params(config))
+  return jax.tree_util.tree_map_with_path(random, models.abstract_params(config))

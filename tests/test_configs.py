@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gpt_jax import knobs, validation
-from gpt_jax.models import gpt
+from gpt_jax import knobs, models, validation
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import program as program_lib
 
@@ -129,7 +128,7 @@ def test_a_config_is_the_published_recipe(name):
   elif name.startswith('shakespeare'):
     # nanoGPT prints the number of parameters without the position table.
     model = dataclasses.replace(config.model, vocab_size=VOCABULARIES['char'])
-    counted = gpt.parameter_count(model) - model.block_size * model.n_embd
+    counted = models.parameter_count(model) - model.block_size * model.n_embd
     assert round(counted / 1e6, 2) == {'shakespeare_char': 10.65}.get(name, 0.80)
   else:  # no checkpoint except the best and the last one
     assert config.train.checkpoint_every >= config.train.steps

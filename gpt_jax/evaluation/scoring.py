@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import errors
+from gpt_jax import errors, models
 from gpt_jax.generation import language_model, loop
 from gpt_jax.models import gpt
 from gpt_jax.parallel import mesh as mesh_lib
@@ -52,7 +52,7 @@ class Scorer:
     self.config, self.tokenizer = model.config, model.tokenizer
     self._params, self._batch_size = model.params, batch_size
     self._mesh = mesh_lib.mesh_of(model.params)
-    forward = functools.partial(_forward, gpt.GPT(model.config))
+    forward = functools.partial(_forward, models.make(model.config))
     self._forward = jax.jit(sharding.on_mesh(self._mesh, forward))
     parts = self._mesh.shape['data'] * self._mesh.shape['fsdp'] if self._mesh else 1
     if batch_size % parts:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors
+from gpt_jax import errors, models
 from gpt_jax import progress as progress_lib
 from gpt_jax.data import tokenizers
 from gpt_jax.generation import beam, decode, loop, options, sampling, speculative
@@ -102,7 +102,7 @@ class LanguageModel:
     self, rows: list[rows_lib.Row], request: options.Request, *, patience: float
   ) -> Iterator[None]:
     """Returns the loop that generates `rows`; raises `UserError` if it doesn't fit the model."""
-    settings, model = request.settings, gpt.GPT(self.config)
+    settings, model = request.settings, models.make(self.config)
     if request.stop and self.tokenizer is None:
       raise errors.UserError('stop', 'the model has no tokenizer, so there is no text to stop at')
     if request.draft is not None:
@@ -144,7 +144,7 @@ class LanguageModel:
       raise errors.UserError('tokens_BL', f'shape {tokens_BL.shape} must be (batch, length)')
     for row in tokens_BL:
       prompts_lib.check(self.config, row, key='tokens_BL')
-    return _logits(gpt.GPT(self.config), self.params, tokens_BL.astype(np.int32))
+    return _logits(models.make(self.config), self.params, tokens_BL.astype(np.int32))
 
   def embed(self, texts: str | Sequence[prompts_lib.Prompt], *, batch_size: int = 32) -> np.ndarray:
     """Returns the mean of each text's last hidden states, float32 (texts, `n_embd`).
@@ -164,7 +164,7 @@ class LanguageModel:
       tokens_BL, length_B = np.zeros((batch_size, L), np.int32), np.ones(batch_size, np.int32)
       for row, i in enumerate(rows):
         tokens_BL[row, : len(ids[i])], length_B[row] = ids[i], len(ids[i])
-      mean_BD = _mean_hidden(gpt.GPT(self.config), self.params, tokens_BL, length_B)
+      mean_BD = _mean_hidden(models.make(self.config), self.params, tokens_BL, length_B)
       vectors[rows] = mean_BD[: len(rows)]
     return vectors
 
@@ -210,12 +210,12 @@ def load(
   # Decoding has its own attention, and the machine need not be the one that trained.
   config = dataclasses.replace(saved.config, attention='xla', dtype=dtype)
   if mesh is None:
-    abstract = gpt.abstract_params(config, jax.sharding.SingleDeviceSharding(device))
+    abstract = models.abstract_params(config, jax.sharding.SingleDeviceSharding(device))
   else:
     config = dataclasses.replace(config, pad_vocab_to=math.lcm(config.pad_vocab_to, mesh.tensor))
     abstract = _sharded(config, mesh)
   return LanguageModel(
-    config, gpt.cast_matrices(saved.load(abstract), dtype), saved.tokenizer, saved.step
+    config, models.cast_matrices(saved.load(abstract), dtype), saved.tokenizer, saved.step
   )
 
 
@@ -226,4 +226,4 @@ def _sharded(model: config_lib.ModelConfig, mesh: config_lib.MeshConfig) -> Any:
     devices = devices[: mesh.data * mesh.fsdp * mesh.tensor]
   train = config_lib.TrainConfig(batch_size=len(devices) * mesh.fsdp)  # any that is divisible
   config = config_lib.Config(model=model, train=train, mesh=mesh)
-  return sharding.place(mesh_lib.make_mesh(config, devices), gpt.abstract_params(model))
+  return sharding.place(mesh_lib.make_mesh(config, devices), models.abstract_params(model))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors
+from gpt_jax import errors, models
 from gpt_jax.generation import decode
 from gpt_jax.generation import sampling as sampling_lib
 from gpt_jax.generation import state as state_lib
@@ -50,7 +50,7 @@ def search(
     raise errors.UserError('draft', problem, f'it must be at least {config.block_size}')
   G = settings.draft_tokens + 1
   return decode.Search(
-    models=(gpt.GPT(config), gpt.GPT(other)),
+    models=(models.make(config), models.make(other)),
     params=(model.params, draft.params),
     advance=functools.partial(advance, num_proposals=G),
     step=G,

@@ -3,7 +3,8 @@
 import jax
 
 from gpt_jax import config as config_lib
-from gpt_jax.models import gpt, lora
+from gpt_jax import models
+from gpt_jax.models import lora
 
 # Dense bfloat16 FLOP/s of a device by the beginning of its device_kind; the longest match counts.
 # From NVIDIA's data sheets (half of the figures "with sparsity") and Google's pages on TPUs.
@@ -29,8 +30,8 @@ def flops_per_token(config: config_lib.ModelConfig) -> float:
   Of the six, two are for the gradient of the weights. With adapters only these N_lora of the N get
   one: 4 (N − N_wpe) + 2 N_lora + 12 n_layer n_embd L.
   """
-  params = gpt.parameter_count(config) - config.block_size * config.n_embd
-  adapters, _ = lora.split(gpt.abstract_params(config))
+  params = models.parameter_count(config) - config.block_size * config.n_embd
+  adapters, _ = lora.split(models.abstract_params(config))
   trained = sum(leaf.size for leaf in jax.tree.leaves(adapters)) if adapters else params
   return 4 * params + 2 * trained + 12 * config.n_layer * config.n_embd * config.block_size
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors, knobs
+from gpt_jax import errors, knobs, models
 from gpt_jax.data import tokenizers
 from gpt_jax.data.batches import batch as batch_lib
-from gpt_jax.models import gpt, lora
+from gpt_jax.models import lora
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import sharding
 from gpt_jax.training import optimizer as optimizer_lib
@@ -107,7 +107,7 @@ class Program:
 
 def build(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Program:
   """Returns the program of a resolved config, not compiled yet."""
-  model = gpt.GPT(config.model)
+  model = models.make(config.model)
   schedule = optimizer_lib.make_schedule(config.optimizer, config.train.steps)
   optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
   params_key, dropout_key = jax.random.split(jax.random.key(config.train.seed))

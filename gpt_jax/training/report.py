@@ -5,9 +5,9 @@ import time
 
 import jax
 
-from gpt_jax import progress
+from gpt_jax import models, progress
 from gpt_jax.data import loader
-from gpt_jax.models import gpt, lora
+from gpt_jax.models import lora
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import metrics as metrics_lib
 from gpt_jax.training import program as program_lib
@@ -17,7 +17,7 @@ from gpt_jax.weights import run_dir
 def summarize(program: program_lib.Program, data: loader.Data, run: run_dir.RunDir) -> None:
   """Prints what will be trained, on which text, on which devices, and where the results go."""
   model, train = program.config.model, program.config.train
-  total, tokens = gpt.parameter_count(model), program.tokens.size
+  total, tokens = models.parameter_count(model), program.tokens.size
   mesh = program.tokens.sharding.mesh
   axes = ' × '.join(f'{name} {size}' for name, size in mesh.shape.items())
   for source in data.sources:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt_jax import models
 from gpt_jax.data.batches import batch as batch_lib
 from gpt_jax.models import gpt, lora
 
@@ -59,7 +60,7 @@ def _loss(
   """Returns the sum of a part's losses over `count`; a tied table may have a copy, `lm_head`."""
   params = lora.join(trained, frozen)
   if 'lm_head' in params:
-    model = gpt.GPT(dataclasses.replace(model.config, tie_embeddings=False))
+    model = models.make(dataclasses.replace(model.config, tie_embeddings=False))
   logits_BLV, _ = model.apply(
     {'params': params},
     part.inputs,

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors, json_files
+from gpt_jax import errors, json_files, models
 from gpt_jax.data import tokenizers
-from gpt_jax.models import gpt, lora
+from gpt_jax.models import lora
 from gpt_jax.weights import run_dir
 from gpt_jax.weights import tensors as tensors_lib
 
@@ -134,7 +134,7 @@ def _restore(run: run_dir.RunDir, saved: config_lib.ModelConfig, step: int, abst
     return jax.device_put(fitted, wanted.sharding)
 
   sharding = _replicated(jax.tree.leaves(abstract)[0].sharding)
-  adapters, base = lora.split(gpt.abstract_params(saved, sharding))
+  adapters, base = lora.split(models.abstract_params(saved, sharding))
   shapes = lora.join(adapters, jax.tree.map(as_saved, base, abstract))
   with checkpoints_lib.Checkpoints(run.checkpoints, keep=1, read_only=True) as checkpoints:
     params = checkpoints.restore(step, {'params': shapes})['params']

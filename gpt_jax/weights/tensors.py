@@ -14,8 +14,7 @@ import jax
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors, progress
-from gpt_jax.models import gpt
+from gpt_jax import errors, models, progress
 
 SIZES = ('n_layer', 'n_head', 'n_embd', 'block_size', 'vocab_size')  # of `ModelConfig`
 
@@ -106,7 +105,7 @@ def export(config: config_lib.ModelConfig, params: Any) -> dict[str, np.ndarray]
 def shapes(config: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
   """Returns the shape of each tensor of an architecture by name, without padding."""
   plain = dataclasses.replace(config, pad_vocab_to=1, scan_layers=False)
-  leaves = jax.tree_util.tree_leaves_with_path(gpt.abstract_params(plain))
+  leaves = jax.tree_util.tree_leaves_with_path(models.abstract_params(plain))
   return {name: leaf.shape for path, leaf in leaves for _, name in _layers(path, leaf, 0)}
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gpt_jax import config as config_lib
+from gpt_jax import models
 from gpt_jax.data.tokenizers import char
 from gpt_jax.evaluation import scoring
 from gpt_jax.generation import language_model
-from gpt_jax.models import gpt
 from tests import random_params
 
 LETTERS = '\n abcdefghij'
@@ -36,7 +36,9 @@ def model():
 @pytest.fixture(scope='session')
 def log_probs():
   """A function: log p(each token | all before it), float64 (L, V), by a full forward pass."""
-  forward = functools.cache(lambda block_size: jax.jit(gpt.GPT(_model(block_size).config).apply))
+  forward = functools.cache(
+    lambda block_size: jax.jit(models.make(_model(block_size).config).apply)
+  )
 
   def of(tokens, block_size=8):
     tokens_BL = np.zeros((1, block_size), np.int32)

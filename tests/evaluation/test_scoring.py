@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from gpt_jax import models
 from gpt_jax.evaluation import scoring
 from gpt_jax.generation import loop
-from gpt_jax.models import gpt
 from tests import raised
 
 BLOCK = 8
@@ -73,7 +73,7 @@ def test_few_programs_serve_all_rows(model, monkeypatch):
 
 
 def test_no_logits_are_computed_for_the_context(model):
-  forward = functools.partial(scoring._forward, gpt.GPT(model.config))
+  forward = functools.partial(scoring._forward, models.make(model.config))
   tokens_BL, scored_BS = np.zeros((2, BLOCK + 1), np.int32), np.ones((2, 3), np.int32)
   program = str(jax.make_jaxpr(forward)(model.params, tokens_BL, scored_BS))
   assert 'f32[2,3,128]' in program and 'f32[2,8,128]' not in program

@@ -14,9 +14,9 @@ import pytest
 
 import gpt_jax
 from gpt_jax import config as config_lib
+from gpt_jax import models
 from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import beam, decode, language_model, loop, prompts, speculative
-from gpt_jax.models import gpt
 from gpt_jax.weights import saved_model
 from tests.generation import tiny
 
@@ -179,7 +179,7 @@ def test_logits_are_the_models_without_the_padding(dtype):
   model, tokens_BL = tiny.model(dtype=dtype), [[1, 2, 3], [4, 5, 6]]
   result_BLV = model.logits(tokens_BL)
   assert result_BLV.shape == (2, 3, 30) and result_BLV.dtype == jnp.float32
-  apply = jax.jit(gpt.GPT(model.config).apply)
+  apply = jax.jit(models.make(model.config).apply)
   expected_BLV, _ = apply({'params': model.params}, jnp.array(tokens_BL))
   tolerance = 1e-5 if dtype == 'float32' else 0.05
   np.testing.assert_allclose(result_BLV, expected_BLV[..., :30], atol=tolerance, rtol=tolerance)
@@ -233,7 +233,7 @@ def test_bfloat16_matrices_give_the_numbers_of_float32_ones_computed_in_bfloat16
   )
   # Otherwise XLA leaves out roundings, depending on what it fuses.
   options = {'xla_allow_excess_precision': False}
-  forward = jax.jit(gpt.GPT(kept.config).apply, compiler_options=options)
+  forward = jax.jit(models.make(kept.config).apply, compiler_options=options)
   tokens_BL = np.arange(14).reshape(2, 7)
   result_BLV, expected_BLV = (
     forward({'params': params}, tokens_BL)[0] for params in (kept.params, rounded)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from gpt_jax import config as config_lib
+from gpt_jax import models
 from gpt_jax.generation import decode, loop, sampling
 from gpt_jax.generation import state as state_lib
-from gpt_jax.models import gpt
 from gpt_jax.parallel import sharding
 from tests.generation import tiny
 
@@ -68,14 +68,14 @@ def _equations(jaxpr, name):
 def _programs(**options):
   """Prefill and decoding of a batch, not compiled."""
   model = tiny.model()
-  models, params = (gpt.GPT(model.config),), (model.params,)
+  modules, params = (models.make(model.config),), (model.params,)
   rows_B = np.zeros(2, np.int32)
   arguments = np.ones((1, BLOCK), np.int32), np.array([3], np.int32), rows_B, rows_B, np.uint32(0)
   fixed = {'size': BLOCK, 'log_probs': False, 'counts': False}
-  prefill = functools.partial(state_lib.prefill, models, **fixed)
+  prefill = functools.partial(state_lib.prefill, modules, **fixed)
   how = sampling.make(config_lib.GenerationConfig(**options), vocab_size=VOCAB)
   state = jax.eval_shape(prefill, params, *arguments)
-  advance = functools.partial(decode.advance, models)
+  advance = functools.partial(decode.advance, modules)
   return (
     jax.make_jaxpr(prefill)(params, *arguments).jaxpr,
     jax.make_jaxpr(advance)(params, state, how, 5).jaxpr,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors
+from gpt_jax import errors, models
 from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import language_model
 from gpt_jax.models import gpt
@@ -69,7 +69,7 @@ def logits_V(made: language_model.LanguageModel, known: list[int]) -> np.ndarray
   """Returns the logits after `known`, at most `block_size` tokens, computed without a cache."""
   config = made.config
   padded_BL = np.array([known + [0] * (config.block_size - len(known))])
-  logits_BLV = _forward(gpt.GPT(config), made.params, padded_BL)
+  logits_BLV = _forward(models.make(config), made.params, padded_BL)
   return np.asarray(logits_BLV[0, len(known) - 1, : config.vocab_size])
 
 

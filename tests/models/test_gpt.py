@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import knobs
-from gpt_jax.models import attention, gpt
+from gpt_jax import knobs, models
+from gpt_jax.models import attention
 from tests.models import tiny
 
 BLOCK, VOCAB = tiny.BLOCK, tiny.VOCAB
@@ -23,7 +23,7 @@ CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
 
 @functools.cache
 def _jitted(**changes):
-  return jax.jit(gpt.GPT(tiny.make_config(**changes)).apply)
+  return jax.jit(models.make(tiny.make_config(**changes)).apply)
 
 
 def _logits(params, tokens_BL, **changes):
@@ -72,7 +72,7 @@ def _reference_forward(params, tokens_BL, n_head):
   'changes', [{'n_head': 4}, {'bias': False}, {'tie_embeddings': False}], ids=str
 )
 def test_hidden_states_and_logits_are_those_of_a_plain_numpy_gpt2(changes):
-  model, params = gpt.GPT(tiny.make_config(**changes)), tiny.make_params(**changes)
+  model, params = models.make(tiny.make_config(**changes)), tiny.make_params(**changes)
   tokens_BL = tiny.make_tokens(3, BLOCK - 1)
 
   @jax.jit
@@ -102,11 +102,11 @@ def test_hidden_states_and_logits_are_those_of_a_plain_numpy_gpt2(changes):
 def test_parameters_are_as_many_as_published(name, count):
   model = runpy.run_path(str(CONFIGS / f'{name}.py'))['get_config']().model
   model = knobs.replace(model, {'vocab_size': 50257, 'pad_vocab_to': 1})
-  assert sum(leaf.size for leaf in jax.tree.leaves(gpt.abstract_params(model))) == count
+  assert sum(leaf.size for leaf in jax.tree.leaves(models.abstract_params(model))) == count
 
 
 def _shapes(**changes):
-  params = gpt.abstract_params(tiny.make_config(**changes))
+  params = models.abstract_params(tiny.make_config(**changes))
   return {name: leaf.shape for name, leaf in tiny.by_path(params).items()}
 
 
@@ -139,12 +139,14 @@ def test_options_add_or_drop_the_parameters_they_name():
 def test_padding_does_not_count_as_parameters(tie_embeddings):
   padded = tiny.make_config(tie_embeddings=tie_embeddings, pad_vocab_to=128)
   shapes = _shapes(tie_embeddings=tie_embeddings)
-  assert gpt.parameter_count(padded) == sum(map(math.prod, shapes.values()))
+  assert models.parameter_count(padded) == sum(map(math.prod, shapes.values()))
 
 
 def test_casting_for_inference_rounds_matrices_alone():
   params = tiny.make_params(tie_embeddings=False)
-  types = tiny.by_path(jax.tree.map(lambda x: x.dtype.name, gpt.cast_matrices(params, 'bfloat16')))
+  types = tiny.by_path(
+    jax.tree.map(lambda x: x.dtype.name, models.cast_matrices(params, 'bfloat16'))
+  )
   for path, leaf in tiny.by_path(params).items():
     assert types[path] == ('bfloat16' if leaf.ndim == 2 else 'float32'), path
 
@@ -155,7 +157,7 @@ def test_casting_for_inference_rounds_matrices_alone():
 @pytest.fixture(scope='module', params=[False, True], ids=['unrolled', 'scanned'])
 def initialised(request):
   config = tiny.make_config(n_embd=64, pad_vocab_to=128, scan_layers=request.param)
-  params = jax.jit(gpt.GPT(config).init)(jax.random.key(0), tiny.make_tokens(1, 1))['params']
+  params = jax.jit(models.make(config).init)(jax.random.key(0), tiny.make_tokens(1, 1))['params']
   return config, jax.device_get(params)
 
 
@@ -188,7 +190,7 @@ def test_no_two_layers_begin_alike(initialised):
 def test_the_initial_loss_is_that_of_a_uniform_prediction(initialised):
   config, params = initialised
   tokens_BL = tiny.make_tokens(128, BLOCK + 1)
-  logits_BLV, _ = jax.jit(gpt.GPT(config).apply)({'params': params}, tokens_BL[:, :-1])
+  logits_BLV, _ = jax.jit(models.make(config).apply)({'params': params}, tokens_BL[:, :-1])
   losses_BL = -jnp.take_along_axis(jax.nn.log_softmax(logits_BLV), tokens_BL[:, 1:, None], axis=-1)
   # ln_f's output has the norm √64, so logits have a deviation σ of 0.02 √64 = 0.16. Their expected
   # loss is ln V + σ²/2, 0.013 above ln V, and the mean of 1024 has a standard error of
@@ -202,7 +204,7 @@ def test_the_initial_loss_is_that_of_a_uniform_prediction(initialised):
 @pytest.mark.parametrize('scan_layers', [False, True])
 def test_no_gradient_comes_from_the_future(scan_layers):
   # Row j of wpe enters the model at position j and nowhere else.
-  model = gpt.GPT(tiny.make_config(scan_layers=scan_layers))
+  model = models.make(tiny.make_config(scan_layers=scan_layers))
   params, tokens_BL = tiny.make_params(scan_layers=scan_layers), tiny.make_tokens(1, BLOCK)
 
   def logits_LV(wpe_JD):

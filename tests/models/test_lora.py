@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.models import gpt, layers, lora
+from gpt_jax import models
+from gpt_jax.models import layers, lora
 from tests import random_params
 from tests.models import tiny
 
@@ -32,7 +33,7 @@ def _params(config):
 
 
 def _apply(config, params):
-  return gpt.GPT(config).apply({'params': params}, TOKENS_BL)[0]
+  return models.make(config).apply({'params': params}, TOKENS_BL)[0]
 
 
 def _logits(config, params):
@@ -85,7 +86,7 @@ def test_the_first_product_is_as_large_as_its_input():
 @every_option
 def test_a_fresh_adapter_changes_no_bit_of_the_logits(options):
   config = dataclasses.replace(TINY, **options)
-  params = jax.jit(gpt.GPT(config).init)(jax.random.key(0), TOKENS_BL)['params']
+  params = jax.jit(models.make(config).init)(jax.random.key(0), TOKENS_BL)['params']
   adapters, base = lora.split(params)
   for path, leaf in tiny.by_path(adapters).items():
     assert bool((leaf == 0).all()) == path.endswith('lora_b'), path
@@ -103,7 +104,7 @@ def test_merged_parameters_compute_the_same_in_the_tree_without_adapters(options
   params = _params(config)
   kept = jax.tree.map(np.copy, params)
   merged = lora.merge(config, params)
-  plain = gpt.abstract_params(_without(config))
+  plain = models.abstract_params(_without(config))
   assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, plain)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(merged)} == {'float32'}
   logits_BLV = _logits(config, params)
@@ -140,7 +141,7 @@ def test_the_gradient_is_that_of_the_merged_model(options):
 
 
 def test_each_linear_layer_of_each_block_has_an_adapter_and_nothing_else():
-  adapters, base = (tiny.by_path(tree) for tree in lora.split(gpt.abstract_params(TINY)))
+  adapters, base = (tiny.by_path(tree) for tree in lora.split(models.abstract_params(TINY)))
   sizes = {'attn/c_attn': (16, 48), 'attn/c_proj': (16, 16), 'mlp/c_fc': (16, 64)}
   sizes['mlp/c_proj'] = (64, 16)
   assert {path: leaf.shape for path, leaf in adapters.items()} == {
@@ -149,7 +150,7 @@ def test_each_linear_layer_of_each_block_has_an_adapter_and_nothing_else():
     for name, (inputs, outputs) in sizes.items()
     for matrix, shape in {'lora_a': (inputs, 3), 'lora_b': (3, outputs)}.items()
   }
-  assert set(base) == set(tiny.by_path(gpt.abstract_params(_without(TINY))))
+  assert set(base) == set(tiny.by_path(models.abstract_params(_without(TINY))))
 
 
 @every_option

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from gpt_jax.models import attention, gpt
+from gpt_jax import models
+from gpt_jax.models import attention
 from tests.models import tiny
 
 BLOCK, VOCAB = tiny.BLOCK, tiny.VOCAB
@@ -22,7 +23,7 @@ BLOCK, VOCAB = tiny.BLOCK, tiny.VOCAB
 
 def _apply(params, tokens_BL, *, seed=None, **changes):
   """Returns the logits, with dropout if there is a seed."""
-  model, options = gpt.GPT(tiny.make_config(**changes)), dict[str, Any]()
+  model, options = models.make(tiny.make_config(**changes)), dict[str, Any]()
   if seed is not None:
     options = {'deterministic': False, 'rngs': {'dropout': jax.random.key(seed)}}
   return model.apply({'params': params}, tokens_BL, **options)[0]
@@ -78,7 +79,7 @@ def test_remat_keeps_less_for_the_backward_pass(scan_layers):
   def kept(remat):
     changes = {'remat': remat, 'scan_layers': scan_layers}
     apply = functools.partial(_apply, tokens_BL=tiny.make_tokens(16, BLOCK), **changes)
-    params = gpt.abstract_params(tiny.make_config(**changes))
+    params = models.abstract_params(tiny.make_config(**changes))
     backward = jax.eval_shape(lambda params: jax.vjp(apply, params)[1], params)
     return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
@@ -108,7 +109,7 @@ def test_padding_of_the_vocabulary_changes_nothing():
 
 
 def test_bfloat16_computes_near_float32_and_keeps_parameters_and_logits_in_it():
-  shapes = gpt.abstract_params(tiny.make_config(dtype='bfloat16'))
+  shapes = models.abstract_params(tiny.make_config(dtype='bfloat16'))
   assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {'float32'}
   tokens_BL = tiny.make_tokens(8, BLOCK)
   exact_BLV, rounded_BLV = _logits(tokens_BL), _logits(tokens_BL, dtype='bfloat16')
@@ -121,9 +122,9 @@ def test_bfloat16_computes_near_float32_and_keeps_parameters_and_logits_in_it():
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_every_module_but_the_embeddings_computes_in_the_compute_type(dtype):
-  model = gpt.GPT(tiny.make_config(dtype=dtype))
+  model = models.make(tiny.make_config(dtype=dtype))
   apply = functools.partial(model.apply, capture_intermediates=True, mutable=['intermediates'])
-  variables = {'params': gpt.abstract_params(model.config)}
+  variables = {'params': models.abstract_params(model.config)}
   _, captured = jax.eval_shape(apply, variables, tiny.make_tokens(1, 2))
   types = {path: leaf.dtype.name for path, leaf in tiny.by_path(captured).items()}
   for top in ('__call__/0/0', 'wte/__call__/0', 'wpe/__call__/0'):  # logits and embeddings
@@ -137,7 +138,7 @@ def test_the_softmax_of_attention_is_computed_in_float32():
   config = tiny.make_config(dtype='bfloat16')
   variables, tokens_BL = {'params': tiny.make_params()}, tiny.make_tokens(1, BLOCK)
   for cache in (None, attention.empty_cache(config, 1, BLOCK)):
-    apply = functools.partial(gpt.GPT(config).apply, cache=cache)
+    apply = functools.partial(models.make(config).apply, cache=cache)
     program = str(jax.make_jaxpr(apply)(variables, tokens_BL))
     assert set(re.findall(r':(\w+)\[[\d,]*\] = exp ', program)) == {'f32'}
 
@@ -154,7 +155,7 @@ def test_the_embedding_gradient_is_summed_in_float32():
 
   def gradient(table_VD, tokens_BL):
     changes = {'vocab_size': len(table_VD), 'block_size': 32, 'tie_embeddings': False}
-    model = gpt.GPT(tiny.make_config(dtype='bfloat16', **changes))
+    model = models.make(tiny.make_config(dtype='bfloat16', **changes))
 
     def total(table_VD):
       variables = {'params': {**params, 'wte': {'embedding': table_VD}, 'lm_head': table_VD}}
@@ -178,7 +179,7 @@ def test_dropout_is_on_embeddings_attention_and_residual_branches():
   rate, config = 0.25, tiny.make_config(dropout=0.25)
   params, tokens_BL = tiny.make_params(), tiny.make_tokens(256, BLOCK)
   apply = functools.partial(
-    gpt.GPT(config).apply,
+    models.make(config).apply,
     deterministic=False,
     capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
     mutable=['intermediates'],
@@ -227,7 +228,7 @@ def test_dropout_is_independent_in_each_layer(scan_layers):
   # Each layer adds mask / (1 - rate) to a stream of zeros, and nothing else. The last LayerNorm
   # keeps levels apart, and the output layer shows the stream itself.
   changes = {'vocab_size': 16, 'tie_embeddings': False, 'scan_layers': scan_layers}
-  shapes = gpt.abstract_params(tiny.make_config(**changes))
+  shapes = models.abstract_params(tiny.make_config(**changes))
   params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   for layer in [params['h']] if scan_layers else [params['h_0'], params['h_1']]:
     layer['mlp']['c_proj']['bias'] += 1.0

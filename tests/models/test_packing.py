@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_jax.models import attention, gpt
+from gpt_jax import models
+from gpt_jax.models import attention
 from tests.models import tiny
 
 BLOCK, VOCAB = 12, tiny.VOCAB
@@ -35,7 +36,7 @@ _params = functools.partial(tiny.make_params, block_size=BLOCK)
 @functools.cache
 def _jitted(**changes):
   return functools.partial(
-    jax.jit(gpt.GPT(_config(**changes)).apply), {'params': _params(**changes)}
+    jax.jit(models.make(_config(**changes)).apply), {'params': _params(**changes)}
   )
 
 
@@ -114,7 +115,7 @@ def test_no_gradient_crosses_from_one_document_to_another(changes):
 
   def logits_LV(wte_VD):
     tokens_L = np.arange(BLOCK, dtype=np.int32)
-    logits_BLV, _ = gpt.GPT(config).apply(
+    logits_BLV, _ = models.make(config).apply(
       {'params': {**params, 'wte': {'embedding': wte_VD}}},
       tokens_L[None],
       segments_BL=segments_L[None],
@@ -135,9 +136,9 @@ def test_each_document_counts_its_positions_from_0():
 
   def logit(wpe_LD, segments_BL):
     variables = {'params': {**params, 'wpe': {'embedding': wpe_LD}}}
-    return gpt.GPT(config).apply(variables, tiny.make_tokens(1, BLOCK), segments_BL=segments_BL)[0][
-      0, 9, 0
-    ]
+    return models.make(config).apply(
+      variables, tiny.make_tokens(1, BLOCK), segments_BL=segments_BL
+    )[0][0, 9, 0]
 
   gradient = jax.jit(jax.grad(logit))
   for segments_L, first in [(SEGMENTS_BL[0], 8), (SEGMENTS_BL[1], 1), (SEGMENTS_BL[3], 9)]:
@@ -151,7 +152,9 @@ def _gradients(tokens_BL, segments_BL, weights_BLV, **changes):
   config = _config(**changes)
 
   def total(params):
-    logits_BLV, _ = gpt.GPT(config).apply({'params': params}, tokens_BL, segments_BL=segments_BL)
+    logits_BLV, _ = models.make(config).apply(
+      {'params': params}, tokens_BL, segments_BL=segments_BL
+    )
     return (logits_BLV * weights_BLV).sum()
 
   return jax.device_get(jax.jit(jax.grad(total))(_params(**changes)))
@@ -201,6 +204,6 @@ def test_neither_a_cache_nor_cudnn_goes_with_packed_rows():
   config, variables = _config(), {'params': _params()}
   packed: Any = {'tokens_BL': tiny.make_tokens(5, BLOCK), 'segments_BL': SEGMENTS_BL}
   with pytest.raises(ValueError, match='cache'):
-    gpt.GPT(config).apply(variables, **packed, cache=attention.empty_cache(config, 5, BLOCK))
+    models.make(config).apply(variables, **packed, cache=attention.empty_cache(config, 5, BLOCK))
   with pytest.raises(ValueError, match='cudnn'):
-    gpt.GPT(_config(attention='cudnn', dtype='bfloat16')).apply(variables, **packed)
+    models.make(_config(attention='cudnn', dtype='bfloat16')).apply(variables, **packed)

@@ -12,8 +12,7 @@ import jax
 import pytest
 
 from gpt_jax import config as config_lib
-from gpt_jax import knobs
-from gpt_jax.models import gpt
+from gpt_jax import knobs, models
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import program as program_lib
 from tests.parallel import hlo
@@ -28,7 +27,7 @@ MODEL = config_lib.ModelConfig(
   n_layer=LAYERS, n_head=12, n_embd=D, block_size=L, vocab_size=V, attention='xla'
 )
 KERNELS = LAYERS * 12 * D * D
-N = gpt.parameter_count(MODEL)
+N = models.parameter_count(MODEL)
 
 
 @functools.cache
@@ -106,5 +105,5 @@ def test_fsdp_shards_the_state_of_gpt2_evenly():
   changes = {'mesh.fsdp': 8, 'model.vocab_size': 50257, 'model.attention': 'xla'}
   config = knobs.replace(runpy.run_path(str(path))['get_config'](), changes)
   program = program_lib.build(config, mesh_lib.make_mesh(config))
-  whole = 3 * FLOAT * gpt.parameter_count(config.model)  # with Adam's moments
+  whole = 3 * FLOAT * models.parameter_count(config.model)  # with Adam's moments
   assert mesh_lib.per_device_bytes(program.state) == pytest.approx(whole / 8, rel=0.02)

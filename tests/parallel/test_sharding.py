@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from gpt_jax import config as config_lib
-from gpt_jax import knobs
+from gpt_jax import knobs, models
 from gpt_jax.data.batches import batch as batch_lib
-from gpt_jax.models import gpt, lora
+from gpt_jax.models import lora
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import sharding
 from gpt_jax.training import optimizer as optimizer_lib
@@ -39,7 +39,7 @@ needs_8_devices = pytest.mark.skipif(
 def _abstract_state(model):
   """The train state of a model as shapes."""
   optimizer = optimizer_lib.make_optimizer(config_lib.OptimizerConfig(), lambda _: 0.0)
-  init = functools.partial(step_lib.init_state, gpt.GPT(model), optimizer)
+  init = functools.partial(step_lib.init_state, models.make(model), optimizer)
   return jax.eval_shape(init, jax.random.key(0))
 
 

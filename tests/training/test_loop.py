@@ -14,9 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax import atomic, errors, json_files, shutdown
+from gpt_jax import atomic, errors, json_files, models, shutdown
 from gpt_jax.data import loader
-from gpt_jax.models import gpt
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import loop, metrics, plot, report
 from gpt_jax.training import program as program_lib
@@ -268,7 +267,7 @@ def _mean_loss(config, path):
   total = config.train.eval_batches * config.train.batch_size
   rows = loader.open_data(config, check=None).val.val_rows(np.arange(total), total=total)
   variables = {'params': runs.saved_state(path)['params']}
-  apply = jax.jit(gpt.GPT(model).apply)
+  apply = jax.jit(models.make(model).apply)
   logits_BLV = np.float64(apply(variables, rows.inputs, segments_BL=rows.segments)[0])
   losses_BLV = np.log(np.exp(logits_BLV).sum(-1, keepdims=True)) - logits_BLV
   losses_BL = np.take_along_axis(losses_BLV, np.maximum(rows.targets, 0)[..., None], -1)[..., 0]

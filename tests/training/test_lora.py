@@ -12,9 +12,9 @@ import optax
 import pytest
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors, validation
+from gpt_jax import errors, models, validation
 from gpt_jax.data.batches import batch as batch_lib
-from gpt_jax.models import gpt, lora
+from gpt_jax.models import lora
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import optimizer as optimizer_lib
 from gpt_jax.training import program as program_lib
@@ -32,7 +32,7 @@ RANK = 4
 
 @functools.cache
 def _model(rank=3):
-  return gpt.GPT(tiny.make_config(n_layer=1, pad_vocab_to=16, lora_rank=rank))
+  return models.make(tiny.make_config(n_layer=1, pad_vocab_to=16, lora_rank=rank))
 
 
 def _batch(parts):
@@ -57,7 +57,7 @@ def test_a_step_is_that_of_the_merged_model_with_regard_to_the_adapters():
   before = step_lib.TrainState(jnp.int32(0), params, optimizer.init(adapters))
   train_step = step_lib.make_train_step(_model(), optimizer, schedule, jax.random.key(0))
   after, metrics = jax.jit(train_step)(before, _batch(2))
-  plain = gpt.GPT(dataclasses.replace(config, lora_rank=0))
+  plain = models.make(dataclasses.replace(config, lora_rank=0))
 
   def loss_fn(adapters):
     merged = lora.merge(config, lora.join(adapters, base))
@@ -162,7 +162,7 @@ def test_a_run_starts_from_the_merged_model_of_one_with_adapters(config, trained
   _, base = lora.split(runs.saved_state(tmp_path / 'next')['params'])
   model = dataclasses.replace(origin.config, pad_vocab_to=config.model.pad_vocab_to)
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  runs.assert_trees_equal(base, jax.device_get(origin.load(gpt.abstract_params(model, device))))
+  runs.assert_trees_equal(base, jax.device_get(origin.load(models.abstract_params(model, device))))
 
 
 def test_scanned_layers_are_trained_alike_from_weights_of_hugging_face(config, trained, tmp_path):
@@ -227,7 +227,7 @@ def test_a_run_says_how_many_parameters_it_trains(config, trained, tmp_path, cap
   adapted = summary(_adapted(config, trained / 'base'), 'adapted')
   # Inputs and outputs of the four linear layers: 16 + 48, 16 + 16, 16 + 64, 64 + 16.
   trained_count = RANK * (64 + 32 + 80 + 80)
-  base = gpt.parameter_count(dataclasses.replace(config.model, vocab_size=257))
+  base = models.parameter_count(dataclasses.replace(config.model, vocab_size=257))
   assert f'{trained_count:,} of {base + trained_count:,} parameters' in adapted['adapters']
   assert 'adapters' not in without
   # Parameters, gradients and two moments of float32; the padding of the vocabulary is 7 rows.

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from gpt_jax import config as config_lib
-from gpt_jax import validation
-from gpt_jax.models import gpt
+from gpt_jax import models, validation
 from gpt_jax.training import optimizer as optimizer_lib
 
 PEAK, FLOOR = 1e-2, 1e-3
@@ -92,7 +91,7 @@ def _params(**changes):
   )
   rng = np.random.default_rng(0)
   return jax.tree.map(
-    lambda x: rng.normal(1, 0.1, x.shape).astype(x.dtype), gpt.abstract_params(config)
+    lambda x: rng.normal(1, 0.1, x.shape).astype(x.dtype), models.abstract_params(config)
   )
 
 

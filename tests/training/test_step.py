@@ -15,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpt_jax import config as config_lib
+from gpt_jax import models
 from gpt_jax.data.batches import batch as batch_lib
-from gpt_jax.models import gpt
 from gpt_jax.training import optimizer as optimizer_lib
 from gpt_jax.training import step as step_lib
 from tests import random_params
@@ -27,7 +27,7 @@ BLOCK, VOCAB = tiny.BLOCK, tiny.VOCAB
 
 @functools.cache
 def _model(dropout=0.0):
-  return gpt.GPT(tiny.make_config(n_layer=1, pad_vocab_to=16, dropout=dropout))
+  return models.make(tiny.make_config(n_layer=1, pad_vocab_to=16, dropout=dropout))
 
 
 @functools.cache

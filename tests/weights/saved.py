@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import atomic
+from gpt_jax import atomic, models
 from gpt_jax import config as config_lib
 from gpt_jax.data import tokenizers
-from gpt_jax.models import gpt
 from gpt_jax.parallel import sharding
 from gpt_jax.weights import checkpoints, run_dir, saved_model
 from tests import raised
@@ -50,13 +49,13 @@ def save_run(
 
 def on_one_device(model: config_lib.ModelConfig) -> Any:
   """The abstract parameters of a model on the first device."""
-  return gpt.abstract_params(model, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+  return models.abstract_params(model, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 
 
 def on_a_mesh(model: config_lib.ModelConfig, *, fsdp: int = 1, tensor: int = 2) -> Any:
   """The abstract parameters of a model, sharded over two devices."""
   devices = np.array(jax.devices()[:2]).reshape(2 // (fsdp * tensor), fsdp, tensor)
-  abstract = gpt.abstract_params(model)
+  abstract = models.abstract_params(model)
   mesh = jax.sharding.Mesh(devices, ('data', 'fsdp', 'tensor'))
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -90,7 +89,7 @@ def check_logits(path: Any, expected: Any, *, atol: float, **changes: Any) -> No
   """Asserts that the model at `path` computes the logits in `expected`."""
   config, params = read(path, **changes)
   tokens_BL, wanted_BLV = (expected[key][:, : config.block_size] for key in ('tokens', 'logits'))
-  logits_BLV, _ = jax.jit(gpt.GPT(config).apply)({'params': params}, tokens_BL)
+  logits_BLV, _ = jax.jit(models.make(config).apply)({'params': params}, tokens_BL)
   found_BLV = np.asarray(logits_BLV)[..., : config.vocab_size]
   np.testing.assert_allclose(found_BLV, wanted_BLV, rtol=0, atol=atol)
   np.testing.assert_array_equal(found_BLV.argmax(-1), wanted_BLV.argmax(-1))

@@ -13,10 +13,9 @@ import pytest
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from gpt_jax import atomic, json_files, progress
+from gpt_jax import atomic, json_files, models, progress
 from gpt_jax import config as config_lib
 from gpt_jax.data import tokenizers
-from gpt_jax.models import gpt
 from gpt_jax.weights import huggingface, saved_model, tensors
 from tests import raised, random_params
 from tests.weights import saved
@@ -111,7 +110,7 @@ def test_a_model_of_ours_is_the_same_after_export_and_import(tmp_path, changes, 
 
 def test_the_tokenizer_of_gpt2_has_the_files_of_hugging_face(tmp_path, vocabulary):
   config = config_lib.ModelConfig(n_layer=1, n_head=1, n_embd=1, block_size=2, vocab_size=50257)
-  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), gpt.abstract_params(config))
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), models.abstract_params(config))
   tokenizer = tokenizers.build(config_lib.DataConfig(tokenizer='gpt2'), {})
   huggingface.write_model(tmp_path, config, params, tokenizer)
   spelled = json_files.read(tmp_path / 'vocab.json')
