@@ -1,11 +1,16 @@
-"""Writes files atomically and syncs them: how every file of gpt_jax is written."""
+"""Writes files and folders atomically, and syncs files: how every file of gpt_jax is written."""
 
 import contextlib
 import json
 import os
 import pathlib
+import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+_STALE_SECONDS = 3600  # without a change in a hidden folder
 
 
 @contextlib.contextmanager
@@ -34,3 +39,22 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
 def write_json(path: pathlib.Path, values: Any) -> None:
   """Writes `values` to `path` atomically, as indented JSON in UTF-8."""
   write_bytes(path, (json.dumps(values, indent=2, ensure_ascii=False) + '\n').encode())
+
+
+@contextlib.contextmanager
+def new_folder(place: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Creates a hidden folder, to be renamed to `place` once it is complete.
+
+  It is removed at the end of the `with` block unless it was renamed, and so are stale ones.
+  """
+  for other in place.parent.glob(f'.{place.name}.*'):
+    with contextlib.suppress(OSError):  # it is gone
+      newest = max(path.stat().st_mtime for path in (other, *other.iterdir()))
+      if newest < time.time() - _STALE_SECONDS:
+        shutil.rmtree(other)
+  folder = place.with_name(f'.{place.name}.{secrets.token_hex(4)}')
+  folder.mkdir(parents=True)
+  try:
+    yield folder
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)

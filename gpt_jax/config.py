@@ -14,6 +14,9 @@ from gpt_jax.knobs import knob as _knob
 class ModelConfig:
   """The architecture: GPT-2 (Radford et al. 2019) and options that keep it readable."""
 
+  kind: str = _knob(
+    'gpt', 'Transformer (gpt), or a recurrent network to compare.', choices=('gpt', 'lstm')
+  )
   n_layer: int = _knob(12, 'Transformer blocks.', at_least=1)
   n_head: int = _knob(12, 'Attention heads per block; must divide n_embd.', at_least=1)
   n_embd: int = _knob(768, 'Width of the residual stream.', at_least=1)
@@ -45,6 +48,21 @@ class ModelConfig:
     at_least=0,
   )
   lora_alpha: float = _knob(16.0, 'Scales the adapters by lora_alpha / lora_rank.', above=0)
+  freeze_body: bool = _knob(False, 'Train only the output layer of a classifier, and adapters.')
+  clusters: str = _knob(
+    '',
+    'Ids at which the output layer cuts a vocabulary of words into clusters, such as 4096,16384: '
+    'faster for a large one. Empty: one softmax over all.',
+  )
+  lstm_width: int = _knob(512, 'Width of the states of an lstm.', at_least=1)
+  classes: str = _knob(
+    '', 'Classes that a classifier tells apart, separated by commas; empty: those of the data.'
+  )
+  pooling: str = _knob(
+    'mean',
+    'What a classifier sees of a document: the mean of its hidden states, or the last.',
+    choices=('mean', 'last'),
+  )
 
   @property
   def padded_vocab_size(self) -> int:
@@ -54,6 +72,21 @@ class ModelConfig:
   @property
   def head_width(self) -> int:
     return self.n_embd // self.n_head
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """The classes of a classifier; () for a language model."""
+    return tuple(self.classes.split(',')) if self.classes else ()
+
+  @property
+  def cluster_starts(self) -> tuple[int, ...]:
+    """The first id of each cluster of the output layer but the first; () for one softmax."""
+    return tuple(map(int, self.clusters.split(','))) if self.clusters else ()
+
+  @property
+  def hidden_width(self) -> int:
+    """Width of the last hidden states."""
+    return self.lstm_width if self.kind == 'lstm' else self.n_embd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +98,13 @@ class DataConfig:
     'Text: builtin:python-reference, text:GLOB (UTF-8 files), jsonl:GLOB, parquet:GLOB or '
     'parquet:FOLDER (Hugging Face), tfds:NAME, tokens:PATH (.bin files of nanoGPT or llm.c); '
     'files may be .gz or .zst. A mixture: 0.7*text:a.txt + 0.3*tfds:NAME; without weights, each '
-    'source counts by its size.',
+    'source counts by its size. tfds:NAME[train+test] reads these splits alone.',
   )
   text_field: str = _knob(
     'text', 'Field of a JSON line, column of Parquet or feature of TFDS that holds the text.'
+  )
+  label_field: str = _knob(
+    '', 'Field of a JSON line, column or feature that holds the class of a document; empty: none.'
   )
   invalid_utf8: str = _knob(
     'fail',
@@ -85,6 +121,7 @@ class DataConfig:
     'Minimum count of a word in the vocabulary of tokenizer word; rarer ones are unk.',
     at_least=1,
   )
+  lowercase: bool = _knob(False, 'Lower-case the text, for tokenizer word.')
   special_tokens: str = _knob(
     '',
     'Special tokens to add to char, byte and word: some of bos eos pad unk, separated by spaces; '
@@ -94,7 +131,7 @@ class DataConfig:
     'windows',
     'Training examples: windows at random positions of the token stream; partition of the stream, '
     'each token once per epoch; packed documents that do not attend to each other; whole sentences '
-    'of one document.',
+    'of one document, packed in the same way.',
     choices=('windows', 'partition', 'packed', 'sentences'),
   )
   min_length: int = _knob(20, 'Minimum tokens in a chunk of sentences.', at_least=2)
@@ -103,6 +140,12 @@ class DataConfig:
   overlap: bool = _knob(
     False, 'Start a chunk of sentences at every sentence, not after the previous chunk.'
   )
+  row_length: int = _knob(
+    0,
+    'Tokens in a row of packed documents or sentences, or of documents to classify, which are read '
+    'in windows of model.block_size; 0: model.block_size.',
+    at_least=0,
+  )
   split: str = _knob(
     'position',
     'Validation split: the end of the text (position), documents by a hash of their tokens '
@@ -110,7 +153,13 @@ class DataConfig:
     choices=('position', 'document', 'given'),
   )
   val_fraction: float = _knob(
-    0.1, 'Fraction held out for validation, unless the split is given.', above=0, below=1
+    0.1,
+    'Fraction held out for validation, of what is not for tests, unless the split is given.',
+    above=0,
+    below=1,
+  )
+  test_fraction: float = _knob(
+    0.0, 'Fraction held out for tests, unless the split is given.', at_least=0, below=1
   )
   seed: int = _knob(0, 'Seed of the order of training examples.', at_least=0)
   cache_dir: str = _knob(
@@ -285,8 +334,23 @@ class Config:
   optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   processes: ProcessesConfig = dataclasses.field(default_factory=ProcessesConfig)
+  task: str = _knob(
+    'next_token',
+    'What is learned: to predict the next token, or to classify documents by data.label_field.',
+    choices=('next_token', 'classify'),
+  )
   init_from: str = _knob(
     '',
     'Model to start from: a workdir, one checkpoint in it, or a model directory of Hugging Face or '
     'OpenAI; empty: random parameters. The context may be shorter than the original.',
   )
+
+  @property
+  def has_segments(self) -> bool:
+    """Whether rows have parts that must not attend to each other."""
+    return self.task == 'classify' or self.data.chunks in ('packed', 'sentences')
+
+  @property
+  def row_length(self) -> int:
+    """Tokens in a row of a batch."""
+    return (self.has_segments and self.data.row_length) or self.model.block_size

@@ -32,6 +32,10 @@ def main(values: flags.FlagValues) -> None:
   from gpt_jax.weights import huggingface, saved_model
 
   model = saved_model.open_model(values.model)
+  for key in ('kind', 'classes', 'clusters'):
+    if (value := getattr(model.config, key)) not in ('gpt', ''):
+      problem = f'{values.model} has {key}={value}, which GPT-2 does not have'
+      raise errors.UserError('model', problem, 'convert another')
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   params = model.load(models.abstract_params(model.config, sharding))
   try:

@@ -1,6 +1,7 @@
 """Measure a model: python -m gpt_jax.evaluate --model=runs/quickstart --data=text:mine.txt
 
-Prints the perplexity of a text, or the accuracy on hellaswag:FILE.jsonl or lambada:FILE.jsonl.
+Prints the perplexity of a text, the accuracy on hellaswag:FILE.jsonl or lambada:FILE.jsonl, or what
+a run gets on what it held out (run:validation, run:test), whatever its task.
 """
 
 import functools
@@ -22,7 +23,8 @@ def define_flags() -> flags.FlagValues:
   string = functools.partial(flags.DEFINE_string, flag_values=values)
   integer = functools.partial(flags.DEFINE_integer, flag_values=values)
   string('model', None, "A run's workdir or checkpoint, or a directory of Hugging Face or OpenAI.")
-  string('data', None, 'text:FILE etc., a token store, hellaswag:FILE.jsonl or lambada:FILE.jsonl.')
+  doc = 'text:FILE etc., a token store, hellaswag:FILE.jsonl, lambada:FILE.jsonl or run:test.'
+  string('data', None, doc)
   string('split', '', 'Split of a text: train, validation or test; empty: all of it.')
   integer('stride', None, 'Tokens by which the window moves (default: half of block_size).')
   integer('batch_size', 8, 'Windows or answers computed together.')
@@ -40,15 +42,23 @@ def main(values: flags.FlagValues) -> None:
   from gpt_jax.generation import language_model
 
   user_cache.enable_compilation_cache()
-  model = language_model.load(values.model, mesh=cli.mesh(values))
-  scorer = scoring.Scorer(model, batch_size=values.batch_size)
   task, _, path = values.data.partition(':')
+  model: Any
   result: Any
   with progress.Bar() as bar:
+    if task == 'run':
+      from gpt_jax.training import held_out
+      from gpt_jax.weights import saved_model
+
+      model = saved_model.open_model(values.model)
+      result = held_out.measure(model, path, progress=bar.show)
+    else:
+      model = language_model.load(values.model, mesh=cli.mesh(values))
+      scorer = scoring.Scorer(model, batch_size=values.batch_size)
     if task in ('hellaswag', 'lambada'):
       measure: Any = hellaswag.measure if task == 'hellaswag' else lambada.measure
       result = measure(scorer, path, limit=values.limit, progress=bar.show)
-    else:
+    elif task != 'run':
       task, result = 'perplexity', _perplexity(scorer, values, bar.show)
   step = '' if model.step is None else f', step {model.step}'
   print(f'{values.model}{step}, on {values.data}')
@@ -73,7 +83,7 @@ def _check(values: flags.FlagValues) -> None:
     value: int | None = values[name].value
     if value is not None and value < 1:
       found.append(errors.UserError(name, f'{value} must be at least 1'))
-  if values.data.startswith(('hellaswag:', 'lambada:')):
+  if values.data.startswith(('hellaswag:', 'lambada:', 'run:')):
     for name in ('stride', 'split'):
       if values[name].value:
         found.append(errors.UserError(name, 'is only for texts', f'omit it for {values.data}'))

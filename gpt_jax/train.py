@@ -59,7 +59,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     starts_from = config.init_from if run.step is None else ''
     pretrained = saved_model.open_model(starts_from) if starts_from else None
     data = processes.in_turn(lambda: loader.open_data(config, check=guard.check))
-    config = program.resolve(config, data.tokenizer, mesh)
+    config = program.resolve(config, data.tokenizer, data.classes, mesh)
     if pretrained:
       pretrained.check(config.model, data.tokenizer)
     run.start(config, data)

@@ -84,7 +84,12 @@ _Valid = Callable[..., bool]
 
 def _model_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
   model, rank = config.model, config.model.lora_rank
-  if valid('model.n_embd', 'model.n_head') and model.n_embd % model.n_head:
+  if model.kind == 'lstm':
+    for key, wanted in (('tie_embeddings', False), ('lora_rank', 0), ('scan_layers', False)):
+      if valid(f'model.{key}') and (value := getattr(model, key)) != wanted:
+        problem = f'{value!r} must be {wanted!r} for `model.kind=lstm`'
+        yield errors.UserError(f'model.{key}', problem)
+  elif valid('model.n_embd', 'model.n_head') and model.n_embd % model.n_head:
     problem = f'{model.n_embd} must be divisible by `model.n_head` ({model.n_head})'
     yield errors.UserError('model.n_embd', problem)
   keys = ('model.attention', 'model.dtype', 'model.dropout', 'data.chunks')
@@ -92,19 +97,38 @@ def _model_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
     if model.dtype != 'bfloat16' or model.dropout > 0:
       problem = 'cudnn needs `model.dtype=bfloat16` and `model.dropout=0`'
       yield errors.UserError('model.attention', problem)
-    if config.data.chunks == 'packed':
-      problem, fix = 'cudnn cannot keep packed documents apart', 'use xla, or other `data.chunks`'
+    if config.has_segments:
+      problem, fix = 'cudnn cannot keep parts of a row apart', 'use xla, or other `data.chunks`'
       yield errors.UserError('model.attention', problem, fix)
   if valid('model.lora_rank', 'model.n_embd', 'init_from'):
     if rank > model.n_embd:
       problem = f'{rank} must be at most `model.n_embd` ({model.n_embd})'
       yield errors.UserError('model.lora_rank', problem)
+    if model.freeze_body and not (config.init_from and config.task == 'classify'):
+      problem = 'needs `task=classify` and `init_from`, the model to classify with'
+      yield errors.UserError('model.freeze_body', problem)
+    if model.classes and config.task != 'classify':
+      yield errors.UserError('model.classes', f'{model.classes!r} needs `task=classify`')
     if rank and not config.init_from:
       yield errors.UserError('model.lora_rank', f'{rank} needs `init_from`, the model to adapt')
 
 
 def _data_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
   data, most = config.data, config.model.block_size
+  if valid('data.label_field', 'task') and config.task == 'classify' and not data.label_field:
+    problem = 'must name the field that holds the class, such as label, for `task=classify`'
+    yield errors.UserError('data.label_field', problem)
+  for key, value in (('data.lowercase', data.lowercase), ('model.clusters', config.model.clusters)):
+    if valid(key, 'data.tokenizer') and value and data.tokenizer != 'word':
+      yield errors.UserError(key, f'{value} needs `data.tokenizer=word`')
+  clusters = config.model.clusters if valid('model.clusters') else ''
+  ids = clusters.split(',') if clusters else []
+  if not all(map(str.isdecimal, ids)) or (numbers := [*map(int, ids)]) != sorted({*numbers} - {0}):
+    problem = f'{clusters!r} must be ascending numbers, such as 4096,16384'
+    yield errors.UserError('model.clusters', problem)
+  if valid('data.row_length', 'model.block_size') and 0 < data.row_length < most:
+    problem = f'{data.row_length} must be 0 or at least `model.block_size` ({most})'
+    yield errors.UserError('data.row_length', problem)
   if valid('data.tokenizer'):
     plain = ('char', 'byte', 'word', 'gpt2')
     kind, _, path = data.tokenizer.partition(':')

@@ -95,6 +95,8 @@ def test_a_number_that_is_not_finite_is_refused(key, value):
 
 
 # Values that break a rule between keys, and the key that is at fault; values that keep them.
+_LSTM = {'model.kind': 'lstm', 'model.tie_embeddings': False, 'model.n_head': 7}
+_CLASSIFY = {'task': 'classify', 'data.label_field': 'label'}
 _BROKEN = [
   ({'model.n_embd': 10, 'model.n_head': 4}, 'model.n_embd'),
   ({'train.batch_size': 10, 'train.gradient_accumulation': 4}, 'train.batch_size'),
@@ -126,6 +128,23 @@ _BROKEN = [
   ({'data.chunks': 'sentences', 'data.sentence_end': ' '}, 'data.sentence_end'),
   ({'model.lora_rank': 8}, 'model.lora_rank'),
   ({'model.lora_rank': 13, 'model.n_embd': 12, 'init_from': 'x'}, 'model.lora_rank'),
+  ({'model.kind': 'lstm'}, 'model.tie_embeddings'),
+  ({**_LSTM, 'model.scan_layers': True}, 'model.scan_layers'),
+  ({**_LSTM, 'model.lora_rank': 2, 'init_from': 'x'}, 'model.lora_rank'),
+  ({'model.clusters': '9,20'}, 'model.clusters'),
+  ({'model.clusters': '20,9', 'data.tokenizer': 'word'}, 'model.clusters'),
+  ({'model.clusters': '0,9', 'data.tokenizer': 'word'}, 'model.clusters'),
+  ({'model.clusters': '9,x', 'data.tokenizer': 'word'}, 'model.clusters'),
+  ({'data.lowercase': True}, 'data.lowercase'),
+  ({'data.row_length': 1023}, 'data.row_length'),
+  ({'task': 'classify'}, 'data.label_field'),
+  ({'model.freeze_body': True, 'init_from': 'x'}, 'model.freeze_body'),
+  ({**_CLASSIFY, 'model.freeze_body': True}, 'model.freeze_body'),
+  ({'model.classes': 'a,b'}, 'model.classes'),
+  (
+    {**_CLASSIFY, 'model.attention': 'cudnn', 'model.dtype': 'bfloat16'},
+    'model.attention',
+  ),
 ]
 _KEPT = [
   {'model.n_embd': 12, 'model.n_head': 4},
@@ -141,6 +160,11 @@ _KEPT = [
   {'data.tokenizer': 'char', 'data.special_tokens': 'bos unk'},
   {'data.chunks': 'sentences', 'model.block_size': 39},
   {'model.lora_rank': 12, 'model.n_embd': 12, 'init_from': 'x'},
+  _LSTM,
+  {'data.tokenizer': 'word', 'data.lowercase': True, 'model.clusters': '9,20'},
+  {'data.row_length': 1024, 'data.chunks': 'packed'},
+  {**_CLASSIFY, 'model.freeze_body': True, 'init_from': 'x'},
+  {**_CLASSIFY, 'model.classes': 'a,b'},
 ]
 
 

@@ -17,8 +17,8 @@ from gpt_jax.training import program as program_lib
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 FILES = {path.stem: path for path in sorted(_FOLDER.glob('*.py'))}
-# That of char is tiny Shakespeare's; other texts have some more.
-VOCABULARIES = {'gpt2': 50257, 'byte': 257, 'char': 65}
+# That of char is tiny Shakespeare's, that of word the film reviews'; other texts have others.
+VOCABULARIES = {'gpt2': 50257, 'byte': 257, 'char': 65, 'word': 68171}
 
 
 def _config(name, **values):
@@ -32,7 +32,8 @@ def _program(config):
   tokenizer: Any = types.SimpleNamespace(kind=kind, vocab_size=VOCABULARIES[kind])
   config = knobs.replace(config, {'mesh.fsdp': 1})
   mesh = mesh_lib.make_mesh(config, jax.devices()[: config.mesh.cpu_devices])
-  return program_lib.build(program_lib.resolve(config, tokenizer, mesh), mesh)
+  classes = ('neg', 'pos') if config.task == 'classify' else ()
+  return program_lib.build(program_lib.resolve(config, tokenizer, classes, mesh), mesh)
 
 
 def _shapes(tree):
@@ -45,7 +46,9 @@ def test_a_config_survives_json_and_gives_its_command(name):
   assert validation.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
   doc = runpy.run_path(str(FILES[name]))['__doc__']
   assert f'python -m gpt_jax.train --config=configs/{name}.py\n' in doc
-  assert not config.init_from or f'--local-dir={config.init_from}\n' in doc
+  if config.init_from:  # a model that another config trains, or that can be downloaded
+    trained = config.init_from.removeprefix('runs/') in FILES
+    assert trained or f'--local-dir={config.init_from}\n' in doc
 
 
 @pytest.mark.parametrize(
@@ -65,14 +68,14 @@ def test_a_config_is_valid_and_can_be_traced_at_its_real_size(name, values):
     program = _program(_config(name, **values, **{'model.scan_layers': True}))
     assert mesh_lib.per_device_bytes(program.state) == state_bytes
   state, metrics = jax.eval_shape(program.train_step, program.state, program.batch)
-  loss, _ = jax.eval_shape(program.eval_step, program.state.params, program.batch)
+  sums = jax.eval_shape(program.eval_step, program.state.params, program.batch)
   # A few scalars and masks.
   assert sum(array.nbytes for array in jax.live_arrays()) - before < 1e6
 
   assert _shapes(state) == _shapes(program.state)
   assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype('float32')}
   assert set(metrics) == {'loss', 'grad_norm', 'learning_rate'}
-  assert all(x.shape == () and x.dtype == jnp.float32 for x in [*metrics.values(), loss])
+  assert all(x.shape == () and x.dtype == jnp.float32 for x in [*metrics.values(), sums['loss']])
   if config.model.lora_rank:
     # 4 bytes for each of two moments of 1,179,648 parameters, and two counts of steps.
     assert mesh_lib.per_device_bytes(program.state.opt_state) == 8 * 1_179_648 + 2 * 4

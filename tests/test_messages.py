@@ -43,6 +43,8 @@ def _write_inputs(folder):
     'good.jsonl': '{"text": "some text to learn from"}\n' * 30,
     'field.jsonl': '{"text": "a line"}\n{"content": "another"}\n',
     'array.jsonl': '["a line"]\n',
+    'labels.jsonl': '{"text": "some", "is": "a"}\n{"text": "text", "is": "b"}\n' * 30,
+    'one.jsonl': '{"text": "some text", "is": "a"}\n' * 30,
     'tokenizer.json': '[]',
     'prompts.txt': 'some text\nsome Q\n',
     'hellaswag.jsonl': '{"ctx": "some", "endings": ["text"], "label": 0}\n',
@@ -69,12 +71,14 @@ def _run(name, *args):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """The folder of a user who has trained a model in `run`."""
+  """The folder of a user who has trained a model in `run`, and a classifier in `classifier`."""
   folder = tmp_path_factory.mktemp('trained')
   _write_inputs(folder)
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
     assert _run('train', '--workdir=run') == 0
+    labelled = ['--config.data.source=jsonl:labels.jsonl', '--config.data.label_field=is']
+    assert _run('train', '--workdir=classifier', '--config.task=classify', *labelled) == 0
   return folder
 
 
@@ -158,6 +162,13 @@ _CASES = [
   train --config.data.source='0*text:text.txt + 1*jsonl:good.jsonl'
   train --config.data.split=given
   train --config.data.chunks=sentences --config.data.min_length=2 --config.data.max_length=8
+  train --config.data.source=tfds:tiny_shakespeare[train+later]
+  train --config.data.label_field=is --config.data.source=jsonl:field.jsonl
+  train --config.data.label_field=is
+  train --config.task=classify
+  train --config.task=classify --config.data.label_field=is --config.data.source=jsonl:one.jsonl
+  train --config.model.kind=lstm
+  train --config.model.clusters=9 --config.data.row_length=5 --config.data.lowercase=true
   train --config.data.tokenizer=gpt2 --config.data.special_tokens=bos
   train --config.data.tokenizer=hf:none.json
   train --config.data.tokenizer=hf:tokenizer.json
@@ -221,6 +232,9 @@ _CASES = [
   sample --model=run --draft=nonesuch
   sample --model=run --interactive --json
   evaluate --model=run
+  evaluate --model=run --data=run:test
+  evaluate --model=run --data=run:train
+  evaluate --model=classifier --data=text:text.txt
   evaluate --model=run --data=text:nonesuch.txt
   evaluate --model=run --data=text:empty.txt
   evaluate --model=run --data=text:text.txt --stride=9
@@ -229,8 +243,26 @@ _CASES = [
   evaluate --model=run --data=lambada:lambada.jsonl
   evaluate --model=run --data=lambada:lambada.jsonl --stride=2
   evaluate --model=run --data=text:text.txt --json=none/x.json
+  sample --model=classifier
+  convert --model=classifier --output=exported
   convert --model=run
   convert --model=run --output=text.txt
+  classify --model=run --text=some
+  classify --model=classifier
+  classify --model=classifier --text=' '
+  classify --model=classifier --texts=prompts.txt
+  search --model=run
+  search --model=run --corpus=text:nonesuch.txt --query=some
+  search --model=run --corpus=text:text.txt --query=some --pooling=means --top=0
+  search --model=run --corpus=text:text.txt --query=Q --index=run
+  inspect --model=run --prompt=some --picture=attentoin
+  inspect --picture=loss
+  inspect --model=run --prompt='some text to learn'
+  inspect --model=classifier --prompt=some --picture=lens
+  plot
+  plot run nonesuch --outptu=x.png
+  plot run classifier
+  runs --folder=nonesuch
   show_tokens --text=some --file=text.txt
   show_tokens --text=some --color=red
   show_tokens --text=some --tokenizer=chars

@@ -1,6 +1,5 @@
 """Text to a shard of a token store: documents encoded, with bos and eos around them, and hashed."""
 
-import array
 import concurrent.futures
 import hashlib
 import pathlib
@@ -11,6 +10,7 @@ import numpy as np
 
 from gpt_jax import atomic, errors
 from gpt_jax.data import sources, store, tokenizers
+from gpt_jax.data.batches import stream
 
 _BATCH_CHARACTERS = 1 << 20  # encoded at a time: a fraction of a second
 
@@ -22,6 +22,7 @@ class _Text(NamedTuple):
   text: str
   last: bool
   invalid: int
+  label: str
 
 
 def write_shard(
@@ -43,7 +44,8 @@ def write_shard(
   special_ids = (tokenizer.bos_id, tokenizer.eos_id)
   bos, eos = (np.array([] if i is None else [i], np.uint32) for i in special_ids)
   tokens = characters = empty = invalid = 0
-  documents = array.array('Q')  # end and hash in turn
+  documents: list[tuple[int, int, int]] = []  # as `stream.DOCUMENT`
+  classes: dict[str, int] = {'': -1}
   document_hash: Any = None  # of a document that has begun and not ended
   sha256 = hashlib.sha256()
   path, documents_path = (folder / f'{kind}-{number:05}.bin' for kind in ('tokens', 'documents'))
@@ -62,9 +64,10 @@ def write_shard(
       file.write(data.data)
       tokens += len(data)
       if text.last:
-        documents.extend((tokens, int.from_bytes(document_hash.digest(), 'little')))
+        label = classes.setdefault(text.label, len(classes) - 1)
+        documents.append((tokens, int.from_bytes(document_hash.digest(), 'little'), label))
         document_hash = None
-  table = np.array(documents, '<u8').tobytes()
+  table = np.array(documents, stream.DOCUMENT).tobytes()
   if tokens:
     atomic.write_bytes(documents_path, table)
   else:
@@ -74,7 +77,8 @@ def write_shard(
     documents_file=documents_path.name,
     split=part.split,
     tokens=tokens,
-    documents=len(documents) // 2,
+    documents=len(documents),
+    classes=list(classes)[1:],
     characters=characters,
     empty_documents=empty,
     invalid_utf8=invalid,
@@ -117,7 +121,7 @@ def _batches(
     held.append(text)
     place, invalid, size = place or piece.place, invalid + count, size + len(text)
     if piece.last or not whole:
-      batch.append(_Text(place, ''.join(held), piece.last, invalid))
+      batch.append(_Text(place, ''.join(held), piece.last, invalid, piece.label))
       held, place, invalid = [], '', 0
       if size >= _BATCH_CHARACTERS:
         yield batch

@@ -2,26 +2,29 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gpt_jax import config as config_lib
 from gpt_jax import errors, progress
 from gpt_jax.data import batches, prepare, splits, tokenizers
-from gpt_jax.data.batches import chunks
+from gpt_jax.data.batches import chunks, stream
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
   """What a run is trained and validated on.
 
-  `sources` are in the order of the config; `content_hashes` are of the tokens of each, by its spec.
+  `sources` are in the order of the config; `content_hashes` are of the tokens of each, by its spec;
+  `classes` are the names of documents' labels, by their numbers.
   """
 
   tokenizer: tokenizers.Tokenizer
   sources: tuple[splits.Source, ...]
   content_hashes: dict[str, str]
+  classes: tuple[str, ...]
   train: batches.Dataset
   val: batches.Dataset
+  test: batches.Dataset | None  # None if nothing is held out for tests
 
 
 def open_data(config: config_lib.Config, *, check: Callable[[], None] | None) -> Data:
@@ -37,7 +40,8 @@ def open_data(config: config_lib.Config, *, check: Callable[[], None] | None) ->
       prepared.verify(progress=bar.show)
   tokenizer = prepared.tokenizer
   end_ids = []
-  if config.data.chunks == 'sentences':
+  classify = config.task == 'classify'
+  if config.data.chunks == 'sentences' and not classify:
     try:
       end_ids = [tokenizer.token_id(token) for token in config.data.sentence_end.split()]
     except errors.UserError as e:
@@ -45,15 +49,30 @@ def open_data(config: config_lib.Config, *, check: Callable[[], None] | None) ->
   chunk = functools.partial(
     chunks.chunk,
     config.data,
+    classify=classify,
     block_size=config.model.block_size,
     start_id=tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id,
     end_ids=end_ids,
     pad_id=(tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id) or 0,
   )
-  pairs = [splits.train_and_val(source, config.data) for source in prepared.sources]
-  train, val = (
-    batches.Dataset(tuple(map(chunk, split_of_each)), prepared.weights, config.data.seed)
-    for split_of_each in zip(*pairs, strict=True)
+  classes = tuple(dict.fromkeys(name for source in prepared.sources for name in source.classes))
+  if classify and len(classes) < 2:
+    problem = f'there are {len(classes)} classes, {", ".join(classes)}' if classes else 'no classes'
+    fix = 'at least 2 are needed; does it name the field that holds the class?'
+    raise errors.UserError('data.label_field', f'{config.data.label_field!r}: {problem}', fix)
+
+  def dataset(split_of_each: Sequence[stream.Split]) -> batches.Dataset:
+    rows = tuple(map(chunk, split_of_each))
+    return batches.Dataset(rows, prepared.weights, config.data.seed)
+
+  of_each = [splits.make(source, config.data, classes) for source in prepared.sources]
+  train, val, test = zip(*of_each, strict=True)
+  return Data(
+    tokenizer=tokenizer,
+    sources=prepared.sources,
+    content_hashes={source.spec: source.content_hash for source in prepared.sources},
+    classes=classes,
+    train=dataset(train),
+    val=dataset(val),
+    test=dataset(test) if all(map(len, test)) else None,
   )
-  content_hashes = {source.spec: source.content_hash for source in prepared.sources}
-  return Data(tokenizer, prepared.sources, content_hashes, train, val)

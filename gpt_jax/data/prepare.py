@@ -1,16 +1,12 @@
 """From the data section of a config to a tokenizer and token stores, made once and kept."""
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 import re
-import secrets
-import shutil
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +14,6 @@ from gpt_jax import atomic, config, errors, user_cache
 from gpt_jax import progress as progress_lib
 from gpt_jax.data import encoding, pretokenized, sources, store, tokenizers, workers
 
-_STALE_SECONDS = 3600  # without a change in a hidden folder
 _TOTALS = ('tokens', 'documents', 'characters', 'empty_documents', 'invalid_utf8')
 
 
@@ -55,7 +50,7 @@ def prepare(data: config.DataConfig, *, progress: progress_lib.Report | None = N
   """
   mixture = sources.parse_mixture(data.source)
   texts = [
-    sources.open_source(spec, text_field=data.text_field)
+    sources.open_source(spec, text_field=data.text_field, label_field=data.label_field)
     for _, spec in mixture
     if not spec.startswith(pretokenized.SCHEME)
   ]
@@ -142,7 +137,7 @@ def _write_store(
   job: workers.Job,
 ) -> store.Store:
   """Encodes a source into a hidden folder, which gets its name when it is complete."""
-  with _hidden_folder(place) as folder:
+  with atomic.new_folder(place) as folder:
     work = functools.partial(
       _encode_part,
       json.dumps(tokenizer.to_dict()),
@@ -163,7 +158,8 @@ def _write_store(
     )
     if not manifest.tokens:
       raise errors.UserError('data.source', f'{text.spec} has no text')
-    again = sources.open_source(text.spec, text_field=data.text_field)
+    fields = {'text_field': data.text_field, 'label_field': data.label_field}
+    again = sources.open_source(text.spec, **fields)
     if again.fingerprint != text.fingerprint:
       raise errors.UserError('data.source', f'{text.spec} changed while it was read', 'run again')
     atomic.write_json(folder / store.MANIFEST, dataclasses.asdict(manifest.sealed()))
@@ -173,22 +169,6 @@ def _write_store(
       if not (place / store.MANIFEST).is_file():  # else another process was first
         raise
   return store.Store.open(place)
-
-
-@contextlib.contextmanager
-def _hidden_folder(place: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A new folder beside `place`, removed at the end unless renamed; removes stale ones too."""
-  for other in place.parent.glob(f'.{place.name}.*'):
-    with contextlib.suppress(OSError):  # it is gone
-      newest = max(path.stat().st_mtime for path in (other, *other.iterdir()))
-      if newest < time.time() - _STALE_SECONDS:
-        shutil.rmtree(other)
-  folder = place.with_name(f'.{place.name}.{secrets.token_hex(4)}')
-  folder.mkdir(parents=True)
-  try:
-    yield folder
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _encode_part(tokenizer: str, *args: Any, **options: Any) -> store.Shard:

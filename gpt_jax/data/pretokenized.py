@@ -56,6 +56,7 @@ class TokenFiles:
   shard_splits: tuple[str, ...]
   eos_id: int | None
   content_hash: str
+  classes: tuple[str, ...] = ()
 
   @functools.cached_property
   def documents(self) -> np.ndarray:
@@ -69,7 +70,7 @@ class TokenFiles:
         # As in a store, the hash is of the text alone.
         text = tokens[start : end - (tokens[end - 1] == self.eos_id)].astype(np.uint32)
         digest = hashlib.blake2b(text.data, digest_size=8).digest()
-        documents.append((first + end, int.from_bytes(digest, 'little')))
+        documents.append((first + end, int.from_bytes(digest, 'little'), -1))
         start = end
       first += len(tokens)
     return np.array(documents, stream.DOCUMENT)

@@ -1,4 +1,6 @@
-"""The training and the validation split of a source, as `data.split` asks for."""
+"""The training, validation and test split of a source, as `data.split` asks for."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,31 +12,37 @@ Source = store.Store | pretokenized.TokenFiles
 _HELD_OUT = ('validation', 'test')  # validate on the first of these that a source has
 
 
-def train_and_val(source: Source, data: config.DataConfig) -> tuple[stream.Split, stream.Split]:
-  """Returns the training and the validation split.
+def make(
+  source: Source, data: config.DataConfig, classes: Sequence[str] = ()
+) -> tuple[stream.Split, stream.Split, stream.Split]:
+  """Returns the training, the validation and the test split; the last may be empty.
 
-  `data.split` decides. position: the last `data.val_fraction` of the tokens are for validation.
-  document: documents whose hash is in the lowest `data.val_fraction` of all hashes are, so that
-  equal documents are in one split and documents added later move none. given: the source's own.
-  A document belongs to the split of its first token. Raises `UserError` if the source has no splits
-  of its own.
+  `data.split` decides. position: the last `data.test_fraction` of the tokens are for tests, and the
+  last `data.val_fraction` of the others for validation. document: documents whose hash is in the
+  lowest `data.test_fraction` of all hashes are for tests, and those in the next lowest for
+  validation, so that equal documents are in one split and documents added later move none. given:
+  the source's own. A document belongs to the split of its first token. Labels are numbers in
+  `classes`. Raises `UserError` if the source has no splits of its own.
   """
-  end = len(source.tokens)
+  end, rest = len(source.tokens), 1 - data.test_fraction
   match data.split:
     case 'position':
-      middle = int(end * (1 - data.val_fraction))
-      train, val = np.array([[0, middle]]), np.array([[middle, end]])
+      stop = int(end * rest)
+      middle = int(stop * (1 - data.val_fraction))
+      spans = [np.array([[a, b]]) for a, b in ((0, middle), (middle, stop), (stop, end))]
     case 'document':
-      held_out = source.documents['hash'] < np.uint64(data.val_fraction * 2**64)
-      bounds = _document_bounds(source)
-      train, val = _joined(bounds[~held_out]), _joined(bounds[held_out])
+      bounds, hashes = _document_bounds(source), source.documents['hash']
+      is_test = hashes < np.uint64(data.test_fraction * 2**64)
+      held_out = hashes < np.uint64((data.test_fraction + data.val_fraction * rest) * 2**64)
+      spans = [_joined(bounds[of]) for of in (~held_out, held_out & ~is_test, is_test)]
     case _:
-      train, val = _given(source)
-  return _split(source, train), _split(source, val)
+      spans = _given(source)
+  train, val, test = (_split(source, of_split, classes) for of_split in spans)
+  return train, val, test
 
 
-def _given(source: Source) -> tuple[np.ndarray, np.ndarray]:
-  """The spans of the source's own splits, int64 (S, 2)."""
+def _given(source: Source) -> list[np.ndarray]:
+  """The spans of the source's own splits, int64 (S, 2) each."""
   names = source.shard_splits
   held_out = next((name for name in _HELD_OUT if name in names), None)
   train = [name not in _HELD_OUT for name in names]
@@ -47,18 +55,26 @@ def _given(source: Source) -> tuple[np.ndarray, np.ndarray]:
     )
   stops = np.cumsum([len(shard) for shard in source.tokens.shards])
   bounds = np.stack([np.concatenate([[0], stops[:-1]]), stops], axis=1)
-  return _joined(bounds[train]), _joined(bounds[[name == held_out for name in names]])
+  return [_joined(bounds[train])] + [
+    _joined(bounds[[name == wanted for name in names]]) for wanted in (held_out, 'test')
+  ]
 
 
-def _split(source: Source, spans: np.ndarray) -> stream.Split:
+def _split(source: Source, spans: np.ndarray, classes: Sequence[str]) -> stream.Split:
+  numbers = np.array([*map((*classes, *source.classes).index, source.classes), -1])
 
-  def documents() -> np.ndarray:
-    bounds = _document_bounds(source)
-    span = np.searchsorted(spans[:, 0], bounds[:, 0], side='right') - 1
-    inside = np.flatnonzero(span >= 0)
-    return bounds[inside[bounds[inside, 0] < spans[span[inside], 1]]]
+  def inside() -> np.ndarray:
+    starts = _document_bounds(source)[:, 0]
+    span = np.searchsorted(spans[:, 0], starts, side='right') - 1
+    found = np.flatnonzero(span >= 0)
+    return found[starts[found] < spans[span[found], 1]]
 
-  return stream.Split(source.tokens, spans, documents)
+  return stream.Split(
+    source.tokens,
+    spans,
+    documents=lambda: _document_bounds(source)[inside()],
+    labels=lambda: numbers[source.documents['label'][inside()]],
+  )
 
 
 def _document_bounds(source: Source) -> np.ndarray:

@@ -22,7 +22,7 @@ from gpt_jax import errors, json_files
 from gpt_jax.data import tokenizers
 from gpt_jax.data.batches import stream
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = 'manifest.json'
 _BLOCK = 1 << 21  # tokens hashed between two reports
 
@@ -36,7 +36,8 @@ def dtype_of(vocab_size: int) -> np.dtype[Any]:
 class Shard:
   """One part of a source: the names of its files, their SHA-256, and counts.
 
-  `split` is the source's name of its split (`train`, `validation`, …), or ''.
+  `split` is the source's name of its split (`train`, `validation`, …), or ''. `classes` are names,
+  by the numbers of its documents' labels.
   """
 
   file: str
@@ -44,6 +45,7 @@ class Shard:
   split: str
   tokens: int
   documents: int
+  classes: list[str]
   characters: int
   empty_documents: int
   invalid_utf8: int
@@ -140,12 +142,20 @@ class Store:
     return tuple(shard.split for shard in self.manifest.shards)
 
   @functools.cached_property
+  def classes(self) -> tuple[str, ...]:
+    """The names of the classes, in the order of their numbers."""
+    names = {name for shard in self.manifest.shards for name in shard.classes}
+    return tuple(sorted(names, key=lambda name: (len(name) if name.isdecimal() else 99, name)))
+
+  @functools.cached_property
   def documents(self) -> np.ndarray:
-    """(N,) of `stream.DOCUMENT`, ends in the addresses of `tokens`."""
+    """(N,) of `stream.DOCUMENT`, ends in the addresses of `tokens`, labels as in `classes`."""
     tables, first = [], 0
     for shard in self.manifest.shards:
       table = np.fromfile(self.directory / shard.documents_file, stream.DOCUMENT)
       table['end'] += np.uint64(first)
+      numbers = [*map(self.classes.index, shard.classes), -1]  # the last is that of no class
+      table['label'] = np.array(numbers)[table['label']]
       tables.append(table)
       first += shard.tokens
     return np.concatenate(tables)

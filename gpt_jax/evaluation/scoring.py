@@ -14,7 +14,6 @@ import numpy as np
 
 from gpt_jax import errors, models
 from gpt_jax.generation import language_model, loop
-from gpt_jax.models import gpt
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import sharding
 
@@ -49,6 +48,9 @@ class Scorer:
     """
     if model.tokenizer is None:
       raise errors.UserError('model', 'has no tokenizer', 'add its tokenizer.json to the directory')
+    if model.config.classes:
+      problem = f'is a classifier of {", ".join(model.config.class_names)}'
+      raise errors.UserError('model', problem, 'measure it on run:validation or run:test')
     self.config, self.tokenizer = model.config, model.tokenizer
     self._params, self._batch_size = model.params, batch_size
     self._mesh = mesh_lib.mesh_of(model.params)
@@ -100,7 +102,7 @@ class Scorer:
 
 
 def _forward(
-  model: gpt.GPT, params: Any, tokens_BL: jax.Array, scored_BS: jax.Array
+  model: models.Model, params: Any, tokens_BL: jax.Array, scored_BS: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the `Scores` of the tokens at `scored_BS`; no other logits are computed."""
   hidden_BLD, _ = model.apply({'params': params}, tokens_BL[:, :-1], method='hidden')

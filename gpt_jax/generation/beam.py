@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors
+from gpt_jax import errors, models
 from gpt_jax.generation import decode
 from gpt_jax.generation import sampling as sampling_lib
 from gpt_jax.generation import state as state_lib
-from gpt_jax.models import attention, gpt
+from gpt_jax.models import attention
 
 
 class _Beams(NamedTuple):
@@ -38,7 +38,7 @@ class _Beams(NamedTuple):
 
 
 def search(
-  model: gpt.GPT,
+  model: models.Model,
   params: Any,
   settings: config_lib.GenerationConfig,
   prompts: Sequence[Sequence[int]],
@@ -62,7 +62,7 @@ def search(
 
 @functools.partial(jax.jit, static_argnames=('models', 'num_beams'))
 def advance(
-  models: tuple[gpt.GPT],
+  models: tuple[models.Model],
   params: tuple[Any],
   state: state_lib.State,
   sampling: sampling_lib.Sampling,
@@ -97,7 +97,7 @@ def advance(
 
 
 def _step(
-  model: gpt.GPT,
+  model: models.Model,
   params: Any,
   beams: _Beams,
   sampling: sampling_lib.Sampling,

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gpt_jax import models
 from gpt_jax.generation import sampling as sampling_lib
 from gpt_jax.generation import state as state_lib
-from gpt_jax.models import attention, gpt
+from gpt_jax.models import attention
 
 
 class Search(NamedTuple):
   """A way to find new tokens, for `loop.run`: pure functions and constants."""
 
-  models: tuple[gpt.GPT, ...]  # the model and, if there is one, its draft model
+  models: tuple[models.Model, ...]  # the model and, if there is one, its draft model
   params: tuple[Any, ...]  # theirs
   # (models, params, state, sampling, target_length) -> state, as `advance` below.
   advance: Callable[..., state_lib.State]
@@ -29,7 +30,7 @@ class Search(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames='models', donate_argnames='state')
 def advance(
-  models: tuple[gpt.GPT],
+  models: tuple[models.Model],
   params: tuple[Any],
   state: state_lib.State,
   sampling: sampling_lib.Sampling,
@@ -57,7 +58,7 @@ def active(state: state_lib.State, target_length: jax.typing.ArrayLike) -> jax.A
 
 
 def next_logits(
-  model: gpt.GPT, params: Any, state: state_lib.State
+  model: models.Model, params: Any, state: state_lib.State
 ) -> tuple[jax.Array, state_lib.State]:
   """Computes logits_BV of the next tokens, with the only cache of `state`, and the new state."""
   (cache,) = state.caches
@@ -67,7 +68,7 @@ def next_logits(
 
 
 def apply(
-  model: gpt.GPT, params: Any, tokens_BL: jax.Array, cache: attention.KVCache
+  model: models.Model, params: Any, tokens_BL: jax.Array, cache: attention.KVCache
 ) -> tuple[jax.Array, attention.KVCache]:
   """Computes logits_BLV after what `cache` holds; returns it with L more, its `length_B` as is."""
   result: Any = model.apply({'params': params}, tokens_BL, cache=cache)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -21,11 +22,11 @@ from gpt_jax.data import tokenizers
 from gpt_jax.generation import beam, decode, loop, options, sampling, speculative
 from gpt_jax.generation import prompts as prompts_lib
 from gpt_jax.generation import rows as rows_lib
-from gpt_jax.models import gpt
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import sharding
 from gpt_jax.weights import saved_model
 
+POOLINGS = ('mean', 'last')
 _DTYPES = ('auto', 'float32', 'bfloat16')
 _STOP_INTERVAL = 16  # tokens after which stop strings are searched for
 # Seconds that a call of the device may take, until progress is reported and it can be interrupted:
@@ -103,6 +104,9 @@ class LanguageModel:
   ) -> Iterator[None]:
     """Returns the loop that generates `rows`; raises `UserError` if it doesn't fit the model."""
     settings, model = request.settings, models.make(self.config)
+    if self.config.classes:
+      problem = f'is a classifier of {", ".join(self.config.class_names)}: it writes no text'
+      raise errors.UserError('model', problem, 'use gpt_jax.classify')
     if request.stop and self.tokenizer is None:
       raise errors.UserError('stop', 'the model has no tokenizer, so there is no text to stop at')
     if request.draft is not None:
@@ -146,42 +150,69 @@ class LanguageModel:
       prompts_lib.check(self.config, row, key='tokens_BL')
     return _logits(models.make(self.config), self.params, tokens_BL.astype(np.int32))
 
-  def embed(self, texts: str | Sequence[prompts_lib.Prompt], *, batch_size: int = 32) -> np.ndarray:
-    """Returns the mean of each text's last hidden states, float32 (texts, `n_embd`).
+  def embed(
+    self,
+    texts: str | Sequence[prompts_lib.Prompt],
+    *,
+    pooling: str = 'mean',
+    batch_size: int = 32,
+    progress: progress_lib.Report | None = None,
+  ) -> np.ndarray:
+    """Returns the last hidden states of each text, pooled: float32 (texts, `hidden_width`).
 
-    Texts are as the prompts of `generate`, and `batch_size` of them are computed together. Raises
-    `UserError` if either is invalid.
+    Args:
+      texts: Strings or lists of token ids, as the prompts of `generate` but of any length: they are
+        read in windows of `block_size` tokens, which don't attend to each other.
+      pooling: The `mean` of all positions, or the `last` one.
+      batch_size: Windows that are computed together.
+      progress: Called with the number of windows that are done.
+
+    Raises:
+      UserError: A text or another argument is invalid.
     """
     if batch_size < 1:
       raise errors.UserError('batch_size', f'{batch_size} must be at least 1')
+    if pooling not in POOLINGS:
+      raise errors.UserError('pooling', f'{pooling!r} must be one of {", ".join(POOLINGS)}')
     texts = [texts] if isinstance(texts, str) else texts
-    ids = prompts_lib.encode_all(self.config, self.tokenizer, texts, key='texts')
-    vectors = np.zeros((len(ids), self.config.n_embd), np.float32)
-    by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for begin in range(0, len(ids), batch_size):
-      rows = by_length[begin : begin + batch_size]
-      L = loop.bucket(len(ids[rows[-1]]), self.config.block_size)
+    endless, size = dataclasses.replace(self.config, block_size=sys.maxsize), self.config.block_size
+    ids = prompts_lib.encode_all(endless, self.tokenizer, texts, key='texts')
+    of_each = [range(0, len(row), size)[0 if pooling == 'mean' else -1 :] for row in ids]
+    windows = [(n, ids[n][i : i + size]) for n, starts in enumerate(of_each) for i in starts]
+    windows.sort(key=lambda window: len(window[1]))
+    batch_size = min(batch_size, 1 << (len(windows) - 1).bit_length())  # few programs compile
+    pooled = np.zeros((len(ids), self.config.hidden_width), np.float32)
+    for done in range(0, len(windows), batch_size):
+      rows, parts = zip(*windows[done : done + batch_size], strict=True)
+      L = loop.bucket(len(parts[-1]), size)
       tokens_BL, length_B = np.zeros((batch_size, L), np.int32), np.ones(batch_size, np.int32)
-      for row, i in enumerate(rows):
-        tokens_BL[row, : len(ids[i])], length_B[row] = ids[i], len(ids[i])
-      mean_BD = _mean_hidden(models.make(self.config), self.params, tokens_BL, length_B)
-      vectors[rows] = mean_BD[: len(rows)]
-    return vectors
+      for row, part in enumerate(parts):
+        tokens_BL[row, : len(part)], length_B[row] = part, len(part)
+      model = models.make(self.config)
+      pooled_BD = _pooled_hidden(model, self.params, tokens_BL, length_B, pooling=pooling)
+      np.add.at(pooled, list(rows), np.asarray(pooled_BD)[: len(rows)])
+      if progress:
+        progress('reading', done + len(rows), len(windows))
+    if pooling == 'mean':
+      pooled /= np.array([[len(row)] for row in ids], np.float32).reshape(-1, 1)
+    return pooled
 
 
 @functools.partial(jax.jit, static_argnames='model')
-def _logits(model: gpt.GPT, params: Any, tokens_BL: jax.Array) -> jax.Array:
+def _logits(model: models.Model, params: Any, tokens_BL: jax.Array) -> jax.Array:
   logits_BLV, _ = model.apply({'params': params}, tokens_BL)
   return logits_BLV[..., : model.config.vocab_size]
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def _mean_hidden(
-  model: gpt.GPT, params: Any, tokens_BL: jax.Array, length_B: jax.Array
+@functools.partial(jax.jit, static_argnames=('model', 'pooling'))
+def _pooled_hidden(
+  model: models.Model, params: Any, tokens_BL: jax.Array, length_B: jax.Array, *, pooling: str
 ) -> jax.Array:
+  """The sum of the hidden states of the first `length_B` positions, or the last of them."""
   hidden_BLD, _ = model.apply({'params': params}, tokens_BL, method='hidden')
-  known_BL1 = (jnp.arange(tokens_BL.shape[1]) < length_B[:, None])[..., None]
-  return (hidden_BLD.astype(jnp.float32) * known_BL1).sum(1) / length_B[:, None]
+  last_B1, place_L = length_B[:, None] - 1, jnp.arange(tokens_BL.shape[1])
+  chosen_BL = place_L <= last_B1 if pooling == 'mean' else place_L == last_B1
+  return jnp.einsum('BLD,BL->BD', hidden_BLD.astype(jnp.float32), chosen_BL.astype(jnp.float32))
 
 
 def load(

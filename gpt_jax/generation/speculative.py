@@ -23,7 +23,6 @@ from gpt_jax import errors, models
 from gpt_jax.generation import decode
 from gpt_jax.generation import sampling as sampling_lib
 from gpt_jax.generation import state as state_lib
-from gpt_jax.models import gpt
 
 if TYPE_CHECKING:
   from gpt_jax.generation import language_model
@@ -60,7 +59,7 @@ def search(
 
 @functools.partial(jax.jit, static_argnames=('models', 'num_proposals'), donate_argnames='state')
 def advance(
-  models: tuple[gpt.GPT, gpt.GPT],
+  models: tuple[models.Model, models.Model],
   params: tuple[Any, Any],
   state: state_lib.State,
   sampling: sampling_lib.Sampling,

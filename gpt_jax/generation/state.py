@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gpt_jax.models import attention, gpt
+from gpt_jax import models
+from gpt_jax.models import attention
 
 
 class State(NamedTuple):
@@ -38,7 +39,7 @@ class State(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=('models', 'size', 'log_probs', 'counts'))
 def prefill(
-  models: tuple[gpt.GPT, ...],
+  models: tuple[models.Model, ...],
   params: tuple[Any, ...],
   tokens_UL: jax.Array,
   length_U: jax.Array,

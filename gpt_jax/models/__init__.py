@@ -7,14 +7,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from gpt_jax import config as config_lib
-from gpt_jax.models import gpt
+from gpt_jax.models import classifier, gpt, lora, lstm
+
+Model = gpt.GPT | lstm.LSTM
+_TABLES = (('wte', 'embedding'), ('lm_head',))  # a row for each token
 
 
-def make(config: config_lib.ModelConfig) -> gpt.GPT:
+def make(config: config_lib.ModelConfig) -> Model:
   """Returns the module of a config, without parameters."""
-  return gpt.GPT(config)
+  return lstm.LSTM(config) if config.kind == 'lstm' else gpt.GPT(config)
+
+
+def init(config: config_lib.ModelConfig, key: jax.Array) -> Any:
+  """Returns random parameters, a function of `key`; those of a classifier have its layer too."""
+  params = make(config).init(key, jnp.zeros((1, 1), jnp.int32))['params']
+  if config.classes:
+    params = {**params, classifier.NAME: classifier.init(config, jax.random.fold_in(key, 1))}
+  return params
 
 
 def cast_matrices(params: Any, dtype: str) -> Any:
@@ -31,13 +43,31 @@ def abstract_params(
   config: config_lib.ModelConfig, sharding: jax.sharding.Sharding | None = None
 ) -> Any:
   """Returns the tree of parameters as shapes and types, each with `sharding` if it is given."""
-  tokens_BL = jnp.zeros((1, 1), jnp.int32)
-  shapes = jax.eval_shape(make(config).init, jax.random.key(0), tokens_BL)['params']
+  shapes = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def parameter_count(config: config_lib.ModelConfig) -> int:
   """Counts the parameters without the padding of the vocabulary, from shapes alone."""
-  total = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
-  tables = 1 if config.tie_embeddings else 2
-  return total - tables * (config.padded_vocab_size - config.vocab_size) * config.n_embd
+  leaves = traverse_util.flatten_dict(abstract_params(config))
+  padding = config.padded_vocab_size - config.vocab_size
+  tables = [leaves[path] for path in _TABLES if path in leaves]
+  return sum(x.size for x in leaves.values()) - padding * sum(x.shape[1] for x in tables)
+
+
+def split_trained(config: config_lib.ModelConfig, params: Any) -> tuple[Any, Any]:
+  """Splits parameters into those that are trained and those that are frozen.
+
+  With adapters only they are trained, with `freeze_body` none but the layer of a classifier, which
+  always is; a classifier has no use for an output layer.
+  """
+  adapters, _ = lora.split(params)
+
+  def is_trained(path: tuple[str, ...]) -> bool:
+    if path[0] == classifier.NAME:
+      return True
+    if adapters:
+      return path[-1] in lora.NAMES
+    return not config.freeze_body and not (config.classes and path[0] in ('lm_head', 'gates'))
+
+  return lora.split_by(params, is_trained)

@@ -105,7 +105,6 @@ def _attend_cached(
     y.transpose(2, 0, 1, 3).reshape(H * B, L, K) for y in (q_BLHK, k_BLHK, v_BLHK)
   )
   start_N = jnp.tile(start_B, H)
-  write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
   cache = LayerCache(write(cache.k_NMK, k_NLK, start_N), write(cache.v_NMK, v_NLK, start_N))
   scores_NLM = jnp.einsum('NLK,NMK->NLM', q_NLK * K**-0.5, cache.k_NMK)
   M = scores_NLM.shape[-1]
@@ -113,6 +112,10 @@ def _attend_cached(
   weights_NLM = _softmax(scores_NLM, seen_NLM).astype(v_NLK.dtype)
   y_NLK = jnp.einsum('NLM,NMK->NLK', weights_NLM, cache.v_NMK)
   return y_NLK.reshape(H, B, L, K).transpose(1, 2, 0, 3), cache
+
+
+# Writes (N, L, K) into a cache (N, M, K), in each row from its own position (N,) on.
+write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
 
 
 def _softmax(scores: jax.Array, seen: jax.Array) -> jax.Array:
@@ -123,7 +126,10 @@ def _softmax(scores: jax.Array, seen: jax.Array) -> jax.Array:
 def empty_cache(config: config_lib.ModelConfig, batch_size: int, length: int) -> KVCache:
   """Returns a cache for `batch_size` sequences of up to `length` positions, none of them filled."""
   stack = (config.n_layer,) if config.scan_layers else ()
-  shape = (*stack, config.n_head * batch_size, length, config.head_width)
+  heads, width = config.n_head, config.head_width
+  if config.kind == 'lstm':  # its states take the place of keys and values
+    heads, width = 1, config.lstm_width
+  shape = (*stack, heads * batch_size, length, width)
   # Separate buffers for K and V and for each layer: one update touches one buffer.
   caches = [
     LayerCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gpt_jax import config as config_lib
-from gpt_jax.models import attention, layers
+from gpt_jax.models import attention, layers, output
 
 _RESIDUAL = ('batch', None, None)  # the logical axes of x_BLD
 
@@ -89,9 +89,11 @@ class GPT(nn.Module):
     else:
       self.h = [block(cfg) for _ in range(cfg.n_layer)]
     self.ln_f = layers.layer_norm(cfg)
+    init = nn.initializers.normal(layers.INIT_STD)
     if not cfg.tie_embeddings:
-      init = nn.initializers.normal(layers.INIT_STD)
       self.lm_head = self.param('lm_head', init, (cfg.padded_vocab_size, cfg.n_embd))
+    if cfg.clusters:
+      self.gates = self.param('gates', init, (len(cfg.cluster_starts), cfg.n_embd))
 
   def __call__(
     self, tokens_BL: jax.Array, **options: Any
@@ -153,22 +155,17 @@ class GPT(nn.Module):
     return self.ln_f(x_BLD), cache
 
   def logits(self, hidden_BLD: jax.Array) -> jax.Array:
-    """Computes the logits of the token after each position.
+    """Computes the logits of the token after each position; see `output.logits`."""
+    return output.logits(self._output(), hidden_BLD)
 
-    Args:
-      hidden_BLD: As `hidden` returns them, of any positions.
+  def loss(self, hidden_BLD: jax.Array, targets_BL: jax.Array) -> jax.Array:
+    """Returns the sum of the losses of the targets, float32; see `output.loss`."""
+    return output.loss(self._output(), hidden_BLD, targets_BL)
 
-    Returns:
-      logits_BLV, float32, -inf for the padding of the vocabulary.
-    """
+  def _output(self) -> output.Output:
     cfg = self.config
-    output_VD = self.wte.embedding if cfg.tie_embeddings else self.lm_head
-    logits_BLV = layers.product(hidden_BLD, output_VD, ('vocab', 'embed'), 1, jnp.float32)
-    logits_BLV = layers.constrain(logits_BLV, ('batch', None, 'vocab'))
-    if cfg.padded_vocab_size == cfg.vocab_size:
-      return logits_BLV
-    real_V = jnp.arange(cfg.padded_vocab_size) < cfg.vocab_size
-    return jnp.where(real_V, logits_BLV, -jnp.inf)
+    table_VD = self.wte.embedding if cfg.tie_embeddings else self.lm_head
+    return output.Output(cfg, table_VD, self.gates if cfg.clusters else None)
 
 
 def _positions(
@@ -181,4 +178,5 @@ def _positions(
     return jnp.arange(L)
   index_L = jnp.arange(L)
   begins_BL = jnp.diff(segments_BL, axis=1, prepend=-1) != 0
-  return index_L - jax.lax.cummax(jnp.where(begins_BL, index_L, 0), axis=1)
+  positions_BL = index_L - jax.lax.cummax(jnp.where(begins_BL, index_L, 0), axis=1)
+  return jnp.minimum(positions_BL, block_size - 1)  # padding may be longer than a context

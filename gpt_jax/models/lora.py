@@ -6,6 +6,7 @@ the layer's `kernel` (see `layers.Dense`); all else is the base, which has no gr
 adapters the base itself is trained.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,21 +15,20 @@ from flax import traverse_util
 
 from gpt_jax import config as config_lib
 
-_NAMES = ('lora_a', 'lora_b')
+NAMES = ('lora_a', 'lora_b')
 
 
 def split(params: Any) -> tuple[Any, Any]:
   """Splits a tree of parameters into its adapters and its base, without each other's leaves."""
+  return split_by(params, lambda path: path[-1] in NAMES)
+
+
+def split_by(params: Any, belongs: Callable[[tuple[str, ...]], bool]) -> tuple[Any, Any]:
+  """Splits a tree of parameters into the leaves whose path `belongs` accepts, and the others."""
   leaves = traverse_util.flatten_dict(params)
-  adapters = {path: leaf for path, leaf in leaves.items() if path[-1] in _NAMES}
-  base = {path: leaf for path, leaf in leaves.items() if path not in adapters}
-  return traverse_util.unflatten_dict(adapters), traverse_util.unflatten_dict(base)
-
-
-def split_trained(params: Any) -> tuple[Any, Any]:
-  """Splits parameters into those trained, the adapters or else all, and those frozen."""
-  adapters, base = split(params)
-  return (adapters, base) if adapters else (base, {})
+  one = {path: leaf for path, leaf in leaves.items() if belongs(path)}
+  other = {path: leaf for path, leaf in leaves.items() if path not in one}
+  return traverse_util.unflatten_dict(one), traverse_util.unflatten_dict(other)
 
 
 def join(one: Any, other: Any) -> Any:
@@ -43,7 +43,7 @@ def merge(config: config_lib.ModelConfig, params: Any) -> Any:
   merged = dict(base)
   for *module, name in adapters:
     if name == 'lora_a':
-      a, b = (adapters[*module, name] for name in _NAMES)
+      a, b = (adapters[*module, name] for name in NAMES)
       # Scanned layers have a leading axis more. By default a GPU would round factors to 10 bits.
       product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
       merged[*module, 'kernel'] += config.lora_alpha / config.lora_rank * product

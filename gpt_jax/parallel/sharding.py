@@ -42,6 +42,9 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'mlp/c_proj/lora_a', ('hidden', None)),
   (r'(attn|mlp)/c_proj/lora_b', (None, 'embed')),
   (r'ln_(1|2|f)/(scale|bias)', (None,)),
+  # Of the LSTM's cells, of classifiers, and of clusters in the output layer: small.
+  (r'((cell/[ih][ifgo]|score)/kernel|gates)', (None, None)),
+  (r'(cell/h[ifgo]|score)/bias', (None,)),
 )
 
 

@@ -4,20 +4,45 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 
 from gpt_jax import errors, progress
 from gpt_jax.data import loader
+from gpt_jax.data.batches import batch as batch_lib
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import processes
-from gpt_jax.training import input_pipeline, perf, plot, report
+from gpt_jax.training import input_pipeline, objectives, perf, plot, report
 from gpt_jax.training import metrics as metrics_lib
 from gpt_jax.training import program as program_lib
 from gpt_jax.training import run as run_lib
 from gpt_jax.training import step as step_lib
 from gpt_jax.weights import checkpoints as checkpoints_lib
 from gpt_jax.weights import run_dir, saved_model
+
+
+def evaluate(
+  program: program_lib.Program,
+  params: Any,
+  rows: Callable[[np.ndarray], batch_lib.Batch],
+  count: int,
+  *,
+  check: Callable[[], None],
+) -> dict[str, Any]:
+  """Returns the sums of `objectives.evaluate` over `count` batches of `rows`.
+
+  `rows` are as of `input_pipeline.batches`. `check` is called before each batch; what it raises
+  ends the work.
+  """
+  total: dict[str, Any] = {}
+  for batch in input_pipeline.batches(rows, program.tokens, range(count)):
+    check()
+    # One at a time: many in flight fill a device's memory, and see one_step_at_a_time.
+    sums = jax.device_get(program.eval_step(params, batch))
+    total = {name: total.get(name, 0) + value.astype('float64') for name, value in sums.items()}
+  return total
 
 
 class Loop:
@@ -106,35 +131,31 @@ class Loop:
   def _evaluate_and_save(self, state: step_lib.TrainState, step: int) -> None:
     """Evaluates, saves and draws if it is time to; the metrics of `step` have been read."""
     began = time.monotonic()
-    val_loss, best = None, False
+    score, best = None, False
     if self._is_due(step, self._train.eval_every):
-      val_loss, best = self._evaluate(state, step)
+      score, best = self._evaluate(state, step)
     if step == self._saved or best or step and self._is_due(step, self._train.checkpoint_every):
-      self._save(state, step, val_loss)
-    if step and val_loss is not None and processes.is_primary():
+      self._save(state, step, score)
+    if step and score is not None and processes.is_primary():
       plot.draw(self._log.lines, self._run.plot, title=self._run.path.name)
     self._since += time.monotonic() - began
 
-  def _save(self, state: step_lib.TrainState, step: int, val_loss: float | None) -> None:
+  def _save(self, state: step_lib.TrainState, step: int, score: float | None) -> None:
     items = {'params': state.params, 'optimizer': state.opt_state}
-    self._checkpoints.save(step, items, val_loss=val_loss, identity=self._identity)
+    self._checkpoints.save(step, items, score=score, identity=self._identity)
     self._saved = step
 
   def _evaluate(self, state: step_lib.TrainState, step: int) -> tuple[float, bool]:
-    """Returns the mean loss over the fixed validation batches, and whether it is the best."""
-    losses, targets, count = 0.0, 0, self._train.eval_batches
+    """Returns the score on the fixed validation batches, and whether it is the best."""
+    count = self._train.eval_batches
     rows = functools.partial(self._data.val.val_rows, total=count * self._train.batch_size)
-    for batch in input_pipeline.batches(rows, self._program.tokens, range(count)):
-      self._check()
-      # One at a time: many in flight fill a device's memory, and see one_step_at_a_time.
-      batch_loss, batch_targets = jax.device_get(self._program.eval_step(state.params, batch))
-      losses, targets = losses + float(batch_loss), targets + int(batch_targets)
-    loss = losses / targets
-    line = {'val/loss': loss, 'val/perplexity': math.exp(min(loss, 700.0))}
+    sums = evaluate(self._program, state.params, rows, count, check=self._check)
+    line = {f'val/{name}': value for name, value in objectives.measures(sums).items()}
     self._log.write(step, line)
-    best = metrics_lib.best(self._log.lines) == (step, loss)
+    score = metrics_lib.score(line)
+    best = metrics_lib.best(self._log.lines) == (step, score)
     self._console.evaluated(step, line, best=best)
-    return loss, best
+    return score, best
 
   def _read(self, pending: tuple[int, step_lib.Metrics] | None) -> None:
     """Waits for the metrics of a step, and logs them if it is time to."""

@@ -33,9 +33,15 @@ def column(lines: Iterable[Line], key: str) -> tuple[list[int], list[float]]:
   return [step for step, _ in pairs], [value for _, value in pairs]
 
 
+def score(line: Line) -> float:
+  """Returns what the best model has least of: validation loss; error first, of a classifier."""
+  loss = line['val/loss']
+  return line['val/error'] + 1e-9 * loss if 'val/error' in line else loss
+
+
 def best(lines: Iterable[Line]) -> tuple[int, float] | None:
-  """Returns step and value of the lowest validation loss of a trained model, the first if equal."""
-  pairs = zip(*column(lines, 'val/loss'), strict=True)
+  """Returns step and value of the lowest score of a trained model, the first if equal."""
+  pairs = ((int(line['step']), score(line)) for line in lines if 'val/loss' in line)
   trained = [(step, loss) for step, loss in pairs if step and math.isfinite(loss)]
   return min(trained, key=lambda pair: pair[1], default=None)
 

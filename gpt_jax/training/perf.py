@@ -30,7 +30,10 @@ def flops_per_token(config: config_lib.ModelConfig) -> float:
   Of the six, two are for the gradient of the weights. With adapters only these N_lora of the N get
   one: 4 (N − N_wpe) + 2 N_lora + 12 n_layer n_embd L.
   """
-  params = models.parameter_count(config) - config.block_size * config.n_embd
+  params = models.parameter_count(config)
+  if config.kind == 'lstm':  # its table is only looked up
+    return 6 * (params - config.vocab_size * config.n_embd)
+  params -= config.block_size * config.n_embd
   adapters, _ = lora.split(models.abstract_params(config))
   trained = sum(leaf.size for leaf in jax.tree.leaves(adapters)) if adapters else params
   return 4 * params + 2 * trained + 12 * config.n_layer * config.n_embd * config.block_size

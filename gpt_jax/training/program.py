@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import errors, knobs, models
 from gpt_jax.data import tokenizers
 from gpt_jax.data.batches import batch as batch_lib
-from gpt_jax.models import lora
+from gpt_jax.models import classifier, lora
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import sharding
 from gpt_jax.training import optimizer as optimizer_lib
@@ -23,14 +23,22 @@ from gpt_jax.weights import saved_model
 
 
 def resolve(
-  config: config_lib.Config, tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh
+  config: config_lib.Config,
+  tokenizer: tokenizers.Tokenizer,
+  classes: Sequence[str],
+  mesh: jax.sharding.Mesh,
 ) -> config_lib.Config:
-  """Returns `config` with the vocabulary size and the attention kernel that the run will have.
+  """Returns `config` with the vocabulary, classes and attention kernel that the run will have.
 
   Raises:
-    UserError: `model.vocab_size` isn't the tokenizer's, or the mesh can't shard it.
+    UserError: `model.vocab_size` isn't the tokenizer's, `model.classes` aren't those of the data,
+      or the mesh can't shard it.
   """
   model, size = config.model, tokenizer.vocab_size
+  names = ','.join(classes) if config.task == 'classify' else ''
+  if model.classes not in ('', names):
+    problem = f'{model.classes!r} must be empty or {names!r}, those of the data'
+    raise errors.UserError('model.classes', problem)
   if model.vocab_size not in (0, size):
     raise errors.UserError(
       'model.vocab_size',
@@ -41,12 +49,12 @@ def resolve(
   if attention == 'auto':
     # cuDNN's kernel takes 16-bit floats and head widths up to 256 in steps of 8; it has no dropout
     # and can't keep packed documents apart.
-    fits = model.dtype == 'bfloat16' and not model.dropout and config.data.chunks != 'packed'
+    fits = model.dtype == 'bfloat16' and not model.dropout and not config.has_segments
     fits = fits and model.head_width % 8 == 0 and model.head_width <= 256
     nvidia = mesh.devices.flat[0].device_kind.startswith('NVIDIA')
     attention = 'cudnn' if fits and nvidia else 'xla'
   resolved: config_lib.Config = knobs.replace(
-    config, {'model.vocab_size': size, 'model.attention': attention}
+    config, {'model.vocab_size': size, 'model.classes': names, 'model.attention': attention}
   )
   mesh_lib.check_divisible(resolved, mesh)
   return resolved
@@ -62,7 +70,7 @@ class Program:
     tokens: The abstract array (A, B, L) of inputs, targets and segments of a batch.
     init: () -> state of step 0; `train.seed` decides it, whatever the mesh.
     train_step: (state, batch) -> (state, metrics); the state is donated.
-    eval_step: (params, batch) -> (sum of the losses, number of targets).
+    eval_step: (params, batch) -> sums as of `objectives.evaluate`.
   """
 
   config: config_lib.Config
@@ -74,8 +82,8 @@ class Program:
 
   @property
   def batch(self) -> batch_lib.Batch:
-    """The abstract batch; it has segments if rows are packed."""
-    segments = self.tokens if self.config.data.chunks == 'packed' else None
+    """The abstract batch."""
+    segments = self.tokens if self.config.has_segments else None
     return batch_lib.Batch(self.tokens, self.tokens, segments)
 
   def compile(self) -> 'Program':
@@ -86,14 +94,19 @@ class Program:
     return dataclasses.replace(self, train_step=train_step, eval_step=eval_step)
 
   def initial_state(self, pretrained: saved_model.SavedModel | None) -> step_lib.TrainState:
-    """Returns a state of step 0, its parameters random or, but for adapters, the pretrained."""
+    """Returns a state of step 0: its parameters random or, where it has them, the pretrained."""
     state = self.init()
     if pretrained is None:
       return state
+
+    def is_new(path: tuple[str, ...]) -> bool:
+      other_classes = pretrained.config.classes != self.config.model.classes
+      return path[-1] in lora.NAMES or (path[0] == classifier.NAME and other_classes)
+
     # Frees the random base before the other takes memory.
-    adapters, state = lora.split(state.params)[0], state._replace(params=None)
-    base = pretrained.load(lora.split(self.state.params)[1])
-    return state._replace(params=lora.join(adapters, base))
+    new, state = lora.split_by(state.params, is_new)[0], state._replace(params=None)
+    base = pretrained.load(lora.split_by(self.state.params, is_new)[1])
+    return state._replace(params=lora.join(new, base))
 
   def restored_state(
     self, checkpoints: checkpoints_lib.Checkpoints, step: int
@@ -115,7 +128,7 @@ def build(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Program:
   state = sharding.place(mesh, jax.eval_shape(init))
   shardings = jax.tree.map(lambda x: x.sharding, state)
   parts = config.train.gradient_accumulation
-  shape = (parts, config.train.batch_size // parts, config.model.block_size)
+  shape = (parts, config.train.batch_size // parts, config.row_length)
   on_mesh = functools.partial(sharding.on_mesh, mesh)
   train_step = step_lib.make_train_step(model, optimizer, schedule, dropout_key)
   return Program(

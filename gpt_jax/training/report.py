@@ -18,6 +18,7 @@ def summarize(program: program_lib.Program, data: loader.Data, run: run_dir.RunD
   """Prints what will be trained, on which text, on which devices, and where the results go."""
   model, train = program.config.model, program.config.train
   total, tokens = models.parameter_count(model), program.tokens.size
+  rows = f'{train.batch_size} sequences × {program.tokens.shape[-1]}'
   mesh = program.tokens.sharding.mesh
   axes = ' × '.join(f'{name} {size}' for name, size in mesh.shape.items())
   for source in data.sources:
@@ -25,18 +26,20 @@ def summarize(program: program_lib.Program, data: loader.Data, run: run_dir.RunD
   _row('tokenizer', f'{data.tokenizer.kind}, {model.vocab_size:,} tokens')
   _row('train on', data.train.summary)
   _row('validate on', data.val.summary)
-  _row(
-    'model',
-    f'{total:,} parameters: {model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, '
-    f'context {model.block_size}; {model.dtype}, {model.attention} attention',
-  )
+  inside = f'{model.n_head} heads, width {model.n_embd}, context {model.block_size}'
+  how = f'{model.dtype}, {model.attention} attention'
+  if model.kind == 'lstm':
+    inside, how = f'embedding {model.n_embd}, LSTM of width {model.lstm_width}', model.dtype
+  _row('model', f'{total:,} parameters: {model.n_layer} layers, {inside}; {how}')
+  if model.classes:
+    _row('classes', f'{model.classes.replace(",", ", ")}; {model.pooling} of the hidden states')
   if model.lora_rank:
     adapters = sum(x.size for x in jax.tree.leaves(lora.split(program.state.params)[0]))
     _row('adapters', f'rank {model.lora_rank}: {adapters:,} of {total:,} parameters are trained')
   _row('devices', f'{jax.device_count()} × {jax.devices()[0].device_kind}; mesh {axes}')
   _row(
     'steps',
-    f'{train.steps:,} of {tokens:,} tokens: {train.batch_size} sequences × {model.block_size}'
+    f'{train.steps:,} of {tokens:,} tokens: {rows}'
     + (f' in {parts} micro-batches' if (parts := train.gradient_accumulation) > 1 else ''),
   )
   _row('results in', str(run.path))
@@ -46,7 +49,7 @@ def compile_program(program: program_lib.Program) -> program_lib.Program:
   """Compiles both steps; prints the time it took and the memory that training takes."""
   began = time.monotonic()
   program = program.compile()
-  gradients, _ = lora.split_trained(program.state.params)
+  gradients, _ = models.split_trained(program.config.model, program.state.params)
   state = mesh_lib.per_device_bytes(program.state)
   analysis = program.train_step.memory_analysis()
   peak = state + (analysis.temp_size_in_bytes if analysis is not None else 0)
@@ -63,10 +66,13 @@ def compile_program(program: program_lib.Program) -> program_lib.Program:
 
 def result(lines: list[metrics_lib.Line], run: run_dir.RunDir) -> str:
   """Returns the result of a finished run, and what to do with it."""
-  step, loss = metrics_lib.best(lines) or (0, float('nan'))
+  step, score = metrics_lib.best(lines) or (0, float('nan'))
+  best, use = f'val loss {score:.4f}', 'sample'
+  if any('val/error' in line for line in lines):
+    best, use = f'val accuracy {1 - score:.4f}', 'classify'
   return (
-    f'finished: best val loss {loss:.4f} at step {step}; curves in {run.plot}\n'
-    f'sample it: python -m gpt_jax.sample --model={run.path}'
+    f'finished: best {best} at step {step}; curves in {run.plot}\n'
+    f'{use} it: python -m gpt_jax.{use} --model={run.path}'
   )
 
 
@@ -96,10 +102,11 @@ class Console:
 
   def evaluated(self, step: int, line: metrics_lib.Line, *, best: bool) -> None:
     """Reports a validation line of metrics.jsonl."""
-    self.say(
-      f'step {step}/{self._steps}  val loss {line["val/loss"]:.4f}  '
-      f'perplexity {line["val/perplexity"]:.2f}{"  best" if best else ""}'
-    )
+    values = [f'val loss {line["val/loss"]:.4f}']
+    for name in ('perplexity', 'accuracy', 'f1'):
+      if f'val/{name}' in line:
+        values.append(f'{name} {line[f"val/{name}"]:.{2 if name == "perplexity" else 4}f}')
+    self.say(f'step {step}/{self._steps}  {"  ".join(values)}{"  best" if best else ""}')
 
 
 def _row(name: str, value: str) -> None:

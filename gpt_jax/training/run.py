@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax import atomic, errors, json_files, knobs
+from gpt_jax import atomic, errors, knobs
 from gpt_jax import config as config_lib
 from gpt_jax.data import loader
 from gpt_jax.parallel import processes
@@ -75,7 +75,7 @@ class Run(run_dir.RunDir):
       for was, now in zip(knobs.knobs(old), knobs.knobs(config), strict=True)
       if was.value != now.value
       and not _FREE.fullmatch(was.key)
-      and not (was.key == 'model.vocab_size' and now.value == 0)  # not resolved yet
+      and not (was.key in ('model.vocab_size', 'model.classes') and not now.value)  # not resolved
     ]
     fix = 'or choose another `workdir`'
     same = any(_SCHEDULE.fullmatch(key) for key, *_ in changed) and np.array_equal(
@@ -108,14 +108,10 @@ class Run(run_dir.RunDir):
     if jax.process_count() > 1:
       processes.compare(self._facts(config, data))
     if self.step is not None:
-      fix = 'undo the change, or choose another `workdir`'
-      found = [
-        errors.UserError('data.source', f'{spec} has changed since {self.path} began', fix)
-        for spec, was in json_files.read(self.text).items()
-        if data.content_hashes.get(spec) != was
-      ]
+      found = self.changed_text(data.content_hashes)
       if self.read_tokenizer().hash != data.tokenizer.hash:
         problem = f'the tokenizer has changed since {self.path} began'
+        fix = 'undo the change, or choose another `workdir`'
         found.append(errors.UserError('data.tokenizer', problem, fix))
       errors.raise_all(found)
     if processes.is_primary():

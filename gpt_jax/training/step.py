@@ -15,7 +15,8 @@ import optax
 
 from gpt_jax import models
 from gpt_jax.data.batches import batch as batch_lib
-from gpt_jax.models import gpt, lora
+from gpt_jax.models import lora
+from gpt_jax.training import objectives
 
 Metrics = dict[str, jax.Array]
 
@@ -25,54 +26,35 @@ class TrainState(NamedTuple):
 
   step: jax.Array  # int32 scalar: the steps taken
   params: Any
-  opt_state: Any  # moments and counts, of what is trained (`lora.split_trained`)
+  opt_state: Any  # moments and counts, of what is trained (`models.split_trained`)
 
 
 def init_state(
-  model: gpt.GPT, optimizer: optax.GradientTransformation, key: jax.Array
+  model: models.Model, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
   """Returns a state of step 0 with random parameters, a function of `key` alone."""
-  params = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
-  trained, _ = lora.split_trained(params)
+  params = models.init(model.config, key)
+  trained, _ = models.split_trained(model.config, params)
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
 
 
-def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
-  """Returns the sum of the targets' negative log-likelihoods in nats, a float32 scalar.
-
-  Targets that are IGNORED add nothing, and their logits get no gradient.
-  """
-  # Compared, not gathered: the gradient of a gather is a scatter into an array of logits, and a
-  # gather from logits that are sharded along V would copy all of them to every device.
-  is_target_BLV = jnp.arange(logits_BLV.shape[-1]) == targets_BL[..., None]
-  target_logits_BL = jnp.where(is_target_BLV, logits_BLV, 0.0).sum(-1)
-  losses_BL = jax.nn.logsumexp(logits_BLV, axis=-1) - target_logits_BL
-  return jnp.where(targets_BL == batch_lib.IGNORED, 0.0, losses_BL).sum()
-
-
-def _num_targets(targets: jax.Array) -> jax.Array:
-  return (targets != batch_lib.IGNORED).sum(dtype=jnp.int32)
-
-
 def _loss(
-  model: gpt.GPT, trained: Any, frozen: Any, part: batch_lib.Batch, count: jax.Array, key: jax.Array
+  model: models.Model,
+  trained: Any,
+  frozen: Any,
+  part: batch_lib.Batch,
+  count: jax.Array,
+  key: jax.Array,
 ) -> jax.Array:
   """Returns the sum of a part's losses over `count`; a tied table may have a copy, `lm_head`."""
   params = lora.join(trained, frozen)
   if 'lm_head' in params:
     model = models.make(dataclasses.replace(model.config, tie_embeddings=False))
-  logits_BLV, _ = model.apply(
-    {'params': params},
-    part.inputs,
-    segments_BL=part.segments,
-    deterministic=False,
-    rngs={'dropout': key},
-  )
-  return cross_entropy(logits_BLV, part.targets) / count
+  return objectives.loss(model, params, part, key) / count
 
 
 def make_train_step(
-  model: gpt.GPT,
+  model: models.Model,
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   key: jax.Array,
@@ -90,7 +72,7 @@ def make_train_step(
   ) -> tuple[jax.Array, Any]:
     # The two gradients of a tied table are added at the end: XLA moves a reduction among devices
     # out of a loop that adds it up, to once a step, but not that of a sum of two.
-    is_tied = model.config.tie_embeddings and 'wte' in trained
+    is_tied = model.config.tie_embeddings and not model.config.classes and 'wte' in trained
     if is_tied:
       trained = {**trained, 'lm_head': trained['wte']['embedding']}
     loss, grads = summed(trained, frozen, batch, key)
@@ -103,7 +85,7 @@ def make_train_step(
     trained: Any, frozen: Any, batch: batch_lib.Batch, key: jax.Array
   ) -> tuple[jax.Array, Any]:
     # Over the whole batch: micro-batches with more targets weigh more.
-    count = jnp.maximum(_num_targets(batch.targets), 1)
+    count = jnp.maximum(objectives.num_targets(batch.targets), 1)
     value_and_grad = jax.value_and_grad(functools.partial(_loss, model))
     if (A := batch.inputs.shape[0]) == 1:
       only = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
@@ -118,7 +100,7 @@ def make_train_step(
     return jax.lax.scan(add_part, zeros, (batch, jnp.arange(A)))[0]
 
   def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
-    trained, frozen = lora.split_trained(state.params)
+    trained, frozen = models.split_trained(model.config, state.params)
     loss, grads = gradients(trained, frozen, batch, jax.random.fold_in(key, state.step))
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     params = lora.join(optax.apply_updates(trained, updates), frozen)
@@ -128,17 +110,11 @@ def make_train_step(
   return train_step
 
 
-def make_eval_step(model: gpt.GPT) -> Callable[[Any, batch_lib.Batch], tuple[jax.Array, jax.Array]]:
-  """Returns the function (params, batch) -> (sum of the losses, number of targets), to be jitted.
+def make_eval_step(model: models.Model) -> Callable[[Any, batch_lib.Batch], objectives.Sums]:
+  """Returns the function (params, batch) -> sums as of `objectives.evaluate`, to be jitted."""
 
-  The sum is float32, the number int32, without dropout; average batches by their numbers.
-  """
-
-  def eval_step(params: Any, batch: batch_lib.Batch) -> tuple[jax.Array, jax.Array]:
-    def part_loss(part: batch_lib.Batch) -> jax.Array:
-      logits_BLV, _ = model.apply({'params': params}, part.inputs, segments_BL=part.segments)
-      return cross_entropy(logits_BLV, part.targets)
-
-    return jax.lax.map(part_loss, batch).sum(), _num_targets(batch.targets)
+  def eval_step(params: Any, batch: batch_lib.Batch) -> objectives.Sums:
+    sums = jax.lax.map(functools.partial(objectives.evaluate, model, params), batch)
+    return jax.tree.map(lambda x: x.sum(0), sums)
 
   return eval_step

@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from gpt_jax import atomic, errors
 
-_VAL_LOSS = 'val/loss'
+_SCORE = 'val/loss'  # its name on disk, where it may be the error of a classifier
 
 # Orbax warns through absl's logger of what we mean to do, such as only to read.
 logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
@@ -30,14 +30,14 @@ class Checkpoints:
 
   def __init__(self, directory: pathlib.Path, *, keep: int, read_only: bool = False) -> None:
     """Opens `directory`, created unless `read_only`. Keeps the `keep` newest and the best."""
-    get_loss = operator.itemgetter(_VAL_LOSS)
+    get_score = operator.itemgetter(_SCORE)
     best = policies.BestN(
-      get_metric_fn=get_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
+      get_metric_fn=get_score, reverse=True, n=1, keep_checkpoints_without_metrics=False
     )
     self._directory = directory.absolute()
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-      best_fn=get_loss,  # without it Orbax doesn't write the metrics: a resume forgets the best one
+      best_fn=get_score,  # without it Orbax doesn't write the metrics: a resume forgets the best
       best_mode='min',
       create=not read_only,
       read_only=read_only,
@@ -56,7 +56,7 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def best_step(self) -> int | None:
-    """Returns the kept step with the lowest validation loss; None if none was measured."""
+    """Returns the kept step with the lowest score; None if none was measured."""
     return self._manager.best_step()
 
   def identity(self, step: int) -> dict[str, str]:
@@ -64,13 +64,13 @@ class Checkpoints:
     return dict(self._manager.metadata(step).custom_metadata or {})
 
   def save(
-    self, step: int, items: Mapping[str, Any], *, val_loss: float | None, identity: dict[str, str]
+    self, step: int, items: Mapping[str, Any], *, score: float | None, identity: dict[str, str]
   ) -> None:
     """Starts to save `items`, trees by name; copies them off the device before it returns.
 
-    If `step` was saved before its evaluation ended, only records `val_loss`.
+    If `step` was saved before its evaluation ended, only records `score`: the lowest is the best.
     """
-    metrics = None if val_loss is None else {_VAL_LOSS: val_loss}
+    metrics = None if score is None else {_SCORE: score}
     if step not in self._manager.all_steps():
       saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
       args = ocp.args.Composite(**saves)

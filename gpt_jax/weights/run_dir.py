@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 from gpt_jax import config as config_lib
 from gpt_jax import errors, json_files, validation
@@ -36,6 +37,15 @@ class RunDir:
     """Returns the tokenizer of the run; raises `UserError` if its file is missing or invalid."""
     return json_files.read_as(self.tokenizer, tokenizers.from_dict)
 
+  def changed_text(self, content_hashes: Mapping[str, str]) -> list[errors.UserError]:
+    """Returns an error for each source whose text isn't the one that the run began with."""
+    fix = 'undo the change, or choose another `workdir`'
+    return [
+      errors.UserError('data.source', f'{spec} has changed since {self.path} began', fix)
+      for spec, was in json_files.read(self.text).items()
+      if content_hashes.get(spec) != was
+    ]
+
   def check_identity(self, step: int, saved: Mapping[str, str], own: Mapping[str, str]) -> None:
     """Raises `UserError` at config.json or tokenizer.json unless its hash in `own` is in `saved`.
 
@@ -52,6 +62,10 @@ def identity(model: config_lib.ModelConfig, tokenizer: tokenizers.Tokenizer) -> 
 
   A checkpoint stores them, so that a config.json or tokenizer.json of another run is noticed.
   """
-  values = [(key, float(getattr(model, key))) for key in _SIZES + _OPTIONS]  # 16 is 16.0
+  # 16 is 16.0, and what earlier versions didn't have isn't in their hashes.
+  values: list[Any] = [(key, float(getattr(model, key))) for key in _SIZES + _OPTIONS]
+  if model.kind != 'gpt' or model.classes or model.clusters:
+    more = ('kind', 'lstm_width', 'clusters', 'classes', 'pooling')
+    values += [getattr(model, key) for key in more]
   model_hash = hashlib.sha256(json.dumps(values).encode()).hexdigest()
   return {'model': model_hash, 'tokenizer': tokenizer.hash}

@@ -18,7 +18,8 @@ from gpt_jax.weights import run_dir
 from gpt_jax.weights import tensors as tensors_lib
 
 # What weights decide, and a config that starts from them must agree with.
-_DECIDED = ('n_layer', 'n_head', 'n_embd', 'vocab_size', 'bias', 'tie_embeddings')
+_DECIDED = ('kind', 'n_layer', 'n_head', 'n_embd', 'vocab_size', 'bias', 'tie_embeddings')
+_OF_RUNS = ('scan_layers', 'lstm_width', 'clusters')  # more that decides those of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +33,12 @@ class SavedModel:
   # Reads the parameters into an abstract tree with shardings, which may have a shorter context
   # (positions are cropped) and another padding of the vocabulary.
   load: Callable[[Any], Any]
+  run: run_dir.RunDir | None = None  # that it is of, if any
 
   def check(self, model: config_lib.ModelConfig, tokenizer: tokenizers.Tokenizer) -> None:
     """Raises `UserError` unless a run of this model with this tokenizer can start from it."""
     # A checkpoint has a tree of its own; tensors of others fit either.
-    decided = _DECIDED if self.step is None else (*_DECIDED, 'scan_layers')
+    decided = (*_DECIDED, *(_OF_RUNS if self.step is not None else ()))
     found = []
     for key in decided:
       value, wanted = getattr(model, key), getattr(self.config, key)
@@ -114,7 +116,7 @@ def _open_run(path: pathlib.Path) -> SavedModel:
       raise errors.UserError(str(path), f'is not a finished checkpoint; there are {have}')
     run.check_identity(step, checkpoints.identity(step), run_dir.identity(model, tokenizer))
   load = functools.partial(_restore, run, model, step)
-  return SavedModel(path, dataclasses.replace(model, lora_rank=0), tokenizer, step, load)
+  return SavedModel(path, dataclasses.replace(model, lora_rank=0), tokenizer, step, load, run)
 
 
 def _restore(run: run_dir.RunDir, saved: config_lib.ModelConfig, step: int, abstract: Any) -> Any:
@@ -135,7 +137,9 @@ def _restore(run: run_dir.RunDir, saved: config_lib.ModelConfig, step: int, abst
 
   sharding = _replicated(jax.tree.leaves(abstract)[0].sharding)
   adapters, base = lora.split(models.abstract_params(saved, sharding))
-  shapes = lora.join(adapters, jax.tree.map(as_saved, base, abstract))
+  # The layer of a classifier may not be wanted.
+  base, extra = lora.split_by(base, lambda path: path[0] in abstract)
+  shapes = lora.join(adapters, lora.join(jax.tree.map(as_saved, base, abstract), extra))
   with checkpoints_lib.Checkpoints(run.checkpoints, keep=1, read_only=True) as checkpoints:
     params = checkpoints.restore(step, {'params': shapes})['params']
   if saved.lora_rank:
@@ -146,6 +150,7 @@ def _restore(run: run_dir.RunDir, saved: config_lib.ModelConfig, step: int, abst
       out_shardings=jax.tree.map(lambda x: x.sharding, base),
     )
     params = merge(adapters, base)
+  params, _ = lora.split_by(params, lambda path: path[0] in abstract)
   return jax.tree.map(fit, params, abstract)
 
 

@@ -18,15 +18,16 @@ def gpt2(vocabulary):
 def prepare_parts():
   """A function that prepares documents, given part by part, and returns what was prepared.
 
-  A document is text, or a list of the pieces that it is read in.
+  A document is text, a tuple of text and class, or a list of the pieces that it is read in.
   """
 
   def part(number, documents, split):
     pieces: list[sources.Piece] = []
     for i, document in enumerate(documents):
-      texts = [document] if isinstance(document, str | bytes) else document
+      text, label = document if isinstance(document, tuple) else (document, '')
+      texts = [text] if isinstance(text, str | bytes) else text
       place, last = f'part {number} document {i}', len(texts) - 1
-      pieces += [sources.Piece(place, text, j == last) for j, text in enumerate(texts)]
+      pieces += [sources.Piece(place, text, j == last, label) for j, text in enumerate(texts)]
     size = sum(len(piece.text) for piece in pieces)
     return sources.Part(split, size, functools.partial(iter, pieces))
 
@@ -36,7 +37,7 @@ def prepare_parts():
     knobs = {'tokenizer': 'byte', 'processes': 1, **knobs}
     data = config.DataConfig(source=source.spec, cache_dir=str(folder), **knobs)
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(sources, 'open_source', lambda spec, *, text_field: source)
+      patch.setattr(sources, 'open_source', lambda spec, **fields: source)
       return prepare.prepare(data, progress=progress)
 
   return run

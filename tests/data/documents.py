@@ -21,6 +21,13 @@ def read(spec: str, field: str = 'text', policy: str = 'fail') -> dict[str, list
   return splits
 
 
+def labels(spec: str, label_field: str, field: str = 'text') -> list[tuple[str, str]]:
+  """The documents of a source of short ones, with their classes."""
+  parts = sources.open_source(spec, text_field=field, label_field=label_field).parts
+  pieces = (piece for part in pickle.loads(pickle.dumps(parts)) for piece in part.read())
+  return [(sources.decode(piece, invalid_utf8='fail')[0], piece.label) for piece in pieces]
+
+
 def error(spec: str, field: str = 'text') -> errors.UserError:
   """The error that opening or reading `spec` raises."""
   return raised.user_error(read, spec, field)

@@ -9,7 +9,7 @@ from gpt_jax import config
 from gpt_jax.data import batches
 from gpt_jax.data.batches import chunks, stream
 
-KINDS = ('windows', 'partition', 'packed', 'sentences')
+KINDS = ('windows', 'partition', 'packed', 'sentences', 'documents')
 _L = 16
 
 
@@ -20,14 +20,18 @@ def _split(size, seed, first_id):
   ends = np.unique([0, *random.integers(1, size, size // 30), size])
   documents = np.stack([ends[:-1], ends[1:]], 1)
   shards = tuple(np.split(ids, [size // 3, size // 2]))
-  return stream.Split(stream.Tokens(shards), np.array([[0, size]]), lambda: documents)
+  labels = random.integers(0, 2, len(documents))
+  spans = np.array([[0, size]])
+  return stream.Split(stream.Tokens(shards), spans, lambda: documents, lambda: labels)
 
 
 def _chunks(kind, size=3000, seed=0, first_id=100):
-  data = config.DataConfig(chunks=kind, min_length=4, max_length=_L + 1)
+  is_chunks = {} if kind == 'documents' else {'chunks': kind}
+  data = config.DataConfig(min_length=4, max_length=_L + 1, **is_chunks)
   return chunks.chunk(
     data,
     _split(size, seed, first_id),
+    classify=kind == 'documents',
     block_size=_L,
     start_id=1,
     end_ids=range(first_id, first_id + 10),
@@ -126,7 +130,8 @@ def test_validation_divides_its_rows_by_weight():
     ('windows', '71366f8df6e8ecae'),
     ('partition', 'b1778aa50c88b8fd'),
     ('packed', '838055eafc45f462'),
-    ('sentences', '547ae161d638dd14'),
+    ('sentences', 'a93fd101274086f6'),
+    ('documents', '3a20ed7bd335466b'),
   ],
 )
 def test_batches_are_the_same_on_every_machine_and_version(kind, digest):

@@ -11,7 +11,7 @@ from gpt_jax import config, errors
 from gpt_jax.data.batches import batch, chunks, stream
 from tests import raised
 
-KINDS = ('windows', 'partition', 'packed', 'sentences')
+KINDS = ('windows', 'partition', 'packed', 'sentences', 'documents')
 START, PAD = 7, 9
 _FIRST_ID = 100  # ids from here on are addresses of tokens
 
@@ -28,16 +28,26 @@ def splits(draw):
   bounds = sorted(draw(st.lists(st.integers(0, len(ids)), max_size=3)))
   chosen = draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
   documents = documents[np.array(chosen) | draw(st.booleans())]
-  return stream.Split(stream.Tokens(tuple(np.split(ids, bounds))), documents, lambda: documents)
+  size = len(documents)
+  labels = np.array(draw(st.lists(st.integers(-1, 2), min_size=size, max_size=size)), np.int64)
+  tokens = stream.Tokens(tuple(np.split(ids, bounds)))
+  return stream.Split(tokens, documents, lambda: documents, lambda: labels)
 
 
 block_sizes = st.integers(1, 20)
 
 
 def _chunk(kind, split, block_size, *, start_id=START, end_ids=(), **options):
-  data = config.DataConfig(chunks=kind, **options)
+  classify = kind == 'documents'
+  data = config.DataConfig(chunks='windows' if classify else kind, **options)
   return chunks.chunk(
-    data, split, block_size=block_size, start_id=start_id, end_ids=end_ids, pad_id=PAD
+    data,
+    split,
+    classify=classify,
+    block_size=block_size,
+    start_id=start_id,
+    end_ids=end_ids,
+    pad_id=PAD,
   )
 
 
@@ -49,8 +59,9 @@ def _all_rows(kind, split, block_size, **options):
     hypothesis.reject()
   rows = chunked.rows(np.arange(len(chunked)))
   assert rows.inputs.dtype == rows.targets.dtype == np.int32
-  assert rows.inputs.shape == rows.targets.shape == (len(chunked), block_size)
-  assert (rows.segments is None) == (kind != 'packed')
+  assert rows.inputs.shape == rows.targets.shape
+  assert rows.inputs.shape == (len(chunked), options.get('row_length') or block_size)
+  assert (rows.segments is None) == (kind in ('windows', 'partition'))
   return chunked, rows
 
 
@@ -77,21 +88,49 @@ def test_a_partition_has_each_token_but_the_first_as_target_once(split, block_si
   assert (rows.inputs[~counts] == PAD).all()
 
 
-@hypothesis.given(splits(), block_sizes, st.sampled_from([START, None]))
-def test_packed_rows_have_each_token_of_a_document_as_target_once(split, block_size, start_id):
-  _, rows = _all_rows('packed', split, block_size, start_id=start_id)
-  seen: collections.Counter[tuple[int, ...]] = collections.Counter()
+def _segments(rows):
+  """Inputs and targets of each segment of each row; the rest of a row is padding."""
   for inputs, targets, segments in zip(*rows, strict=True):
-    count = segments.max()
-    filled = int((segments > 0).sum())
-    assert segments.tolist() == sorted(segments[:filled].tolist()) + [0] * (block_size - filled)
+    count, filled = segments.max(), int((segments > 0).sum())
+    rest = [0] * (len(segments) - filled)
+    assert segments.tolist() == sorted(segments[:filled].tolist()) + rest
     assert set(segments[:filled].tolist()) == set(range(1, count + 1)) and count
     assert (inputs[filled:] == PAD).all() and (targets[filled:] == batch.IGNORED).all()
     for segment in range(1, count + 1):
       here = segments == segment
-      seen[(inputs[here][0], *targets[here].tolist())] += 1
-      assert inputs[here][1:].tolist() == targets[here][:-1].tolist()
-  assert seen == collections.Counter(_pieces(split, block_size, start_id))
+      yield inputs[here].tolist(), targets[here].tolist()
+
+
+@hypothesis.given(splits(), block_sizes, st.integers(0, 9), st.sampled_from([START, None]))
+def test_packed_rows_have_each_token_of_a_document_as_target_once(split, size, more, start_id):
+  _, rows = _all_rows('packed', split, size, start_id=start_id, row_length=size + more)
+  seen: collections.Counter[tuple[int, ...]] = collections.Counter()
+  for inputs, targets in _segments(rows):
+    seen[(inputs[0], *targets)] += 1
+    assert inputs[1:] == targets[:-1]
+  assert seen == collections.Counter(_pieces(split, size, start_id))
+
+
+@hypothesis.given(splits(), st.integers(1, 6), st.integers(0, 12))
+def test_documents_have_their_class_at_their_end_and_are_read_in_windows(split, size, more):
+  _, rows = _all_rows('documents', split, size, row_length=size + more)
+  seen: collections.Counter[tuple[int, ...]] = collections.Counter()
+  document: list[int] = []
+  for inputs, targets in _segments(rows):
+    *before, label = targets
+    assert set(before) <= {batch.IGNORED} and len(inputs) <= size
+    assert not document or len(document) % size == 0, 'a window before the last is not full'
+    document += inputs
+    if label != batch.IGNORED:
+      seen[(label, *document)] += 1
+      document = []
+  assert not document
+  labelled = zip(split.documents().tolist(), split.labels().tolist(), strict=True)
+  assert seen == collections.Counter(
+    (label, *split.tokens.read(start, min(stop, start + size + more)).tolist())
+    for (start, stop), label in labelled
+    if label >= 0 and start < stop
+  )
 
 
 def _pieces(split, block_size, start_id):
@@ -104,19 +143,18 @@ def _pieces(split, block_size, start_id):
       yield tuple(ids[begin : begin + block_size + 1])
 
 
-@hypothesis.given(splits(), st.integers(2, 6), st.integers(0, 8), st.integers(0, 4), st.booleans())
-def test_sentences_are_whole_and_padded(split, low, more, room, overlap):
-  block_size = low + more - 1 + room
+@hypothesis.given(splits(), st.integers(2, 6), st.integers(0, 8), st.integers(0, 9), st.booleans())
+def test_sentences_are_whole_and_packed(split, low, more, room, overlap):
+  block_size = low + more - 1
   ends = tuple(range(_FIRST_ID, _FIRST_ID + 200, 3))
   options = {'min_length': low, 'max_length': low + more, 'overlap': overlap}
+  options['row_length'] = block_size + room
   _, rows = _all_rows('sentences', split, block_size, end_ids=ends, **options)
-  for inputs, targets in zip(rows.inputs, rows.targets, strict=True):
-    length = int((targets != batch.IGNORED).sum())
-    chunk = [inputs[0], *targets[:length].tolist()]
+  for inputs, targets in _segments(rows):
+    chunk = [inputs[0], *targets]
     assert low <= len(chunk) <= low + more
     assert chunk[-1] in ends
-    assert inputs[:length].tolist() == chunk[:-1]
-    assert (inputs[length:] == PAD).all() and (targets[length:] == batch.IGNORED).all()
+    assert inputs == chunk[:-1]
     address = chunk[-1] - _FIRST_ID + 1
     assert chunk == split.tokens.read(address - len(chunk), address).tolist()
     documents = split.documents()
@@ -139,7 +177,7 @@ def test_rows_are_read_alone_as_together(kind, split, data):
 def _text(size):
   tokens = stream.Tokens((np.arange(_FIRST_ID, _FIRST_ID + size, dtype=np.uint16),))
   span = np.array([[0, size]], np.int64)
-  return stream.Split(tokens, span, lambda: span)
+  return stream.Split(tokens, span, lambda: span, lambda: np.array([1]))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +197,11 @@ def test_too_little_text_is_reported(kind, enough):
     ('windows', '1,992 windows'),
     ('partition', '250 blocks'),
     ('packed', '250 rows, 100.0 % filled'),
-    ('sentences', '200 chunks of whole sentences, 10.0 tokens on average'),
+    (
+      'sentences',
+      '134 rows, 95.9 % filled, 200 chunks of whole sentences, 10.0 tokens on average',
+    ),
+    ('documents', '1 documents, 1 of them cut to 8 tokens'),
   ],
 )
 def test_a_summary_has_the_number_of_rows(kind, summary):

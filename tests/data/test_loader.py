@@ -107,6 +107,41 @@ def test_a_mistake_is_found_at_its_key(make_config, mixture, key, values):
   assert raised.user_error(_open, make_config(**{'source': mixture, **values})).key == key
 
 
+def _labelled(tmp_path, name, *classes):
+  path = tmp_path / f'{name}.jsonl'
+  lines = [{'text': f'{name} {i}', 'is': classes[i % len(classes)]} for i in range(40)]
+  path.write_text('\n'.join(map(json.dumps, lines)))
+  return f'jsonl:{path}'
+
+
+def test_documents_of_all_sources_are_classified_alike(make_config, tmp_path):
+  sources = [_labelled(tmp_path, 'a', 'good', 'bad'), _labelled(tmp_path, 'b', 'new', 'good')]
+  values = {'label_field': 'is', 'split': 'document', 'test_fraction': 0.2}
+  config = knobs.replace(make_config(' + '.join(sources), **values), {'task': 'classify'})
+  data = _open(config)
+  assert data.classes == ('bad', 'good', 'new') and data.test
+  texts = set()
+  for split in (data.train, data.val, data.test):
+    for chunks in split.chunks:
+      for inputs, targets in zip(*chunks.rows(np.arange(len(chunks)))[:2], strict=True):
+        ends = np.flatnonzero(targets >= 0) + 1
+        for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+          name, number = data.tokenizer.decode(inputs[begin:end]).split()
+          wanted = {'a': ('good', 'bad'), 'b': ('new', 'good')}[name][int(number) % 2]
+          assert data.classes[targets[end - 1]] == wanted
+          texts.add((name, number))
+  assert len(texts) == 80
+
+
+@pytest.mark.parametrize('classes', [None, ('good',)])
+def test_there_must_be_classes_to_tell_apart(make_config, tmp_path, classes):
+  source = _labelled(tmp_path, 'a', *(classes or ('x', 'y')))
+  config = make_config(source, label_field='is' if classes else '')
+  assert _open(config).test is None
+  error = raised.user_error(_open, knobs.replace(config, {'task': 'classify'}))
+  assert error.key == 'data.label_field' and ('good' in error.problem) == bool(classes)
+
+
 def test_the_tokens_are_verified_unless_that_is_not_wanted(make_config, mixture, tmp_path):
   _open(make_config(mixture))
   (path, *_) = (tmp_path / 'cache').glob('*/tokens-00000.bin')

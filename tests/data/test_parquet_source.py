@@ -50,6 +50,15 @@ def test_documents_come_back_for_every_part_size(monkeypatch, texts, rows, full,
     assert len(parts) <= sum(part.size for part in parts) // full + 1
 
 
+def test_documents_have_their_classes(tmp_path):
+  save(tmp_path / 'train.parquet', ['a', 'b', 'c'], 2, label=[0, 1, None], name=['x', 'y', 'z'])
+  spec = f'parquet:{tmp_path}'
+  assert documents.labels(spec, 'label') == [('a', '0'), ('b', '1'), ('c', '')]
+  assert documents.labels(spec, 'name') == [('a', 'x'), ('b', 'y'), ('c', 'z')]
+  error = raised.user_error(documents.labels, spec, 'labels')
+  assert error.key == 'data.label_field'
+
+
 def test_a_long_row_group_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
   from gpt_jax.data.sources import parquet
 

@@ -256,7 +256,7 @@ def test_the_split_of_tiny_shakespeare_is_the_known_one(shared_data, corpus, mon
   prepared = corpus.prepare('char', source='tfds:tiny_shakespeare')
   (source,) = prepared.sources
   assert prepared.tokenizer.vocab_size == 65
-  for split, val in [('position', 111_540), ('given', 55_770)]:
-    found = splits.train_and_val(source, config.DataConfig(split=split))
-    assert [len(each) for each in found] == [1_003_854, val]
+  for split, val, test in [('position', 111_540, 0), ('given', 55_770, 55_770)]:
+    found = splits.make(source, config.DataConfig(split=split))
+    assert [len(each) for each in found] == [1_003_854, val, test]
   assert prepared.tokenizer.decode(source.tokens.read(0, 14)) == 'First Citizen:'

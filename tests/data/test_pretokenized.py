@@ -160,7 +160,7 @@ def test_a_run_on_token_files(folder):
   (source,) = prepared.sources
   assert seen[-1] == (24, 24) and source.tokens.nbytes == 24
   assert '12 tokens' in source.summary() and not prepared.new_stores
-  train, val = splits.train_and_val(source, data)
+  train, val, _ = splits.make(source, data)
   assert train.spans.tolist() == [[0, 6]] and val.spans.tolist() == [[6, 12]]
 
 

@@ -47,7 +47,7 @@ def _slowly(corpus, overlap):
 def _group(corpus, overlap):
   tokens, documents, low, high = corpus
   data = config.DataConfig(min_length=low, max_length=high, overlap=overlap)
-  split = stream.Split(tokens, documents, lambda: documents)
+  split = stream.Split(tokens, documents, lambda: documents, lambda: np.array([]))
   starts, lengths = sentences.group(data, split, ENDS)
   assert starts.dtype == lengths.dtype == np.int64
   return list(zip(starts.tolist(), (starts + lengths).tolist(), strict=True))

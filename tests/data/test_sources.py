@@ -108,3 +108,8 @@ class TestDecode:
   def test_the_first_invalid_place_is_named(self, text, first):
     error = raised.user_error(decode, text, 'fail')
     assert first in error.problem and '1 more' in error.problem
+
+
+@pytest.mark.parametrize('spec', ['builtin:python-reference', 'text:a.txt'])
+def test_text_alone_has_no_classes(spec):
+  assert raised.user_error(documents.labels, spec, 'label').key == 'data.label_field'

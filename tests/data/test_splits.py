@@ -1,4 +1,4 @@
-"""The two splits of a source: they hold all of it, and nothing twice."""
+"""The three splits of a source: they hold all of it, and nothing twice."""
 
 import types
 from typing import Any
@@ -25,16 +25,19 @@ def _source(lengths: Any, *, names: Any = None, shard_of: Any = None, hashes: An
   documents['hash'] = np.random.default_rng(0).integers(0, 2**64, len(lengths), np.uint64)
   if hashes:
     documents['hash'] = hashes
+  documents['label'] = np.arange(len(lengths)) % 3 - 1
   return types.SimpleNamespace(
     spec='text:x',
     tokens=stream.Tokens(tuple(shards)),
     shard_splits=tuple(names or [''] * len(shards)),
     documents=documents,
+    classes=('bad', 'good'),
   )
 
 
 def _split(source, **data):
-  return splits.train_and_val(source, config.DataConfig(**data))
+  """The training and the validation split."""
+  return splits.make(source, config.DataConfig(**data))[:2]
 
 
 def _covered(split):
@@ -49,18 +52,20 @@ def _documents(split):
   lengths=st.lists(st.integers(1, 9), min_size=1, max_size=30),
   kind=st.sampled_from(['position', 'document']),
   val_fraction=st.floats(0.01, 0.99),
+  test_fraction=st.floats(0, 0.99),
   data=st.data(),
 )
-def test_the_splits_hold_all_and_nothing_twice(lengths, kind, val_fraction, data):
+def test_the_splits_hold_all_and_nothing_twice(lengths, kind, val_fraction, test_fraction, data):
   shards = st.lists(st.integers(0, 4), min_size=len(lengths), max_size=len(lengths))
   source = _source(lengths, shard_of=sorted(data.draw(shards)))
-  train, val = _split(source, split=kind, val_fraction=val_fraction)
-  assert sorted(_covered(train) + _covered(val)) == list(range(len(source.tokens)))
-  assert sorted(_documents(train) + _documents(val)) == sorted(
+  fractions = {'val_fraction': val_fraction, 'test_fraction': test_fraction}
+  found = splits.make(source, config.DataConfig(split=kind, **fractions))
+  assert sorted(i for split in found for i in _covered(split)) == list(range(len(source.tokens)))
+  assert sorted(document for split in found for document in _documents(split)) == sorted(
     (end - length, end) for length, end in zip(lengths, np.cumsum(lengths).tolist(), strict=True)
   )
   if kind == 'document':
-    for split in (train, val):
+    for split in found:
       assert _covered(split) == [i for a, b in _documents(split) for i in range(a, b)]
       assert np.all(split.spans[1:, 0] > split.spans[:-1, 1]), 'spans that touch are joined'
 
@@ -82,6 +87,30 @@ def test_a_document_is_held_out_by_its_hash_whatever_else_there_is():
   _, more = _split(many, split='document', val_fraction=0.2)
   assert 140 < len(_documents(val)) < 260
   assert set(_documents(val)) < set(_documents(more))
+
+
+def test_tests_take_their_share_first_and_validation_its_own_of_the_rest():
+  _, val, test = splits.make(
+    _source([4, 6, 10]), config.DataConfig(val_fraction=0.25, test_fraction=0.2)
+  )
+  assert test.spans.tolist() == [[16, 20]] and val.spans.tolist() == [[12, 16]]
+  data = config.DataConfig(split='document', val_fraction=0.25, test_fraction=0.2)
+  train, val, test = splits.make(_source([3] * 10_000), data)
+  assert len(_documents(test)) == pytest.approx(2000, rel=0.1)
+  assert len(_documents(val)) == pytest.approx(2000, rel=0.1)
+  # Without tests the same documents stay in training, and more.
+  fewer, _ = _split(_source([3] * 10_000), split='document', val_fraction=0.4)
+  assert set(_documents(fewer)) == set(_documents(train))
+
+
+@pytest.mark.parametrize('classes', [('bad', 'good'), ('x', 'good', 'bad')])
+def test_documents_keep_their_classes_in_whatever_split(classes):
+  source = _source([1] * 300)
+  data = config.DataConfig(split='document', val_fraction=0.3, test_fraction=0.3)
+  for split in splits.make(source, data, classes):
+    names = [(*classes, None)[label] for label in split.labels()]
+    starts = [start for start, _ in _documents(split)]
+    assert names == [(None, 'bad', 'good')[start % 3] for start in starts] and names
 
 
 @pytest.mark.parametrize(

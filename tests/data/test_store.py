@@ -118,6 +118,15 @@ def test_the_hash_of_a_document_is_of_its_tokens_alone(prepare_parts, tmp_path):
   assert hashes[1] == hashes[4] == hashes[5] == int.from_bytes(digest, 'little')
 
 
+def test_documents_have_their_classes_from_whatever_shard(prepare_parts, tmp_path):
+  parts = [['x', ('a', 'good'), 'y'], [('b', 'bad'), ('c', 'good')], [('d', '10'), ('e', '9')]]
+  (labelled,) = prepare_parts(parts, tmp_path, label_field='label').sources
+  assert labelled.classes == ('9', '10', 'bad', 'good')
+  assert labelled.documents['label'].tolist() == [-1, 3, -1, 2, 3, 1, 0]
+  (bare,) = prepare_parts([['x', 'y']], tmp_path).sources
+  assert bare.classes == () and bare.documents['label'].tolist() == [-1, -1]
+
+
 def test_tokens_are_mapped_and_read_only(kept):
   for shard in kept.tokens.shards:
     assert isinstance(shard, np.memmap)

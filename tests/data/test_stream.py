@@ -8,6 +8,10 @@ from hypothesis import strategies as st
 from gpt_jax.data.batches import stream
 
 
+def _split(tokens, spans):
+  return stream.Split(tokens, spans, lambda: spans, lambda: np.zeros(len(spans)))
+
+
 @st.composite
 def corpora(draw):
   """Shards, some empty, and the array that they are parts of."""
@@ -31,7 +35,7 @@ def splits(draw):
   ends = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=12)))
   spans = np.array(ends[: len(ends) // 2 * 2], np.int64).reshape(-1, 2)
   joined = np.concatenate([whole[:0], *(whole[a:b] for a, b in spans)])
-  return stream.Split(tokens, spans, lambda: spans), joined
+  return _split(tokens, spans), joined
 
 
 @hypothesis.given(corpora(), st.data())
@@ -67,7 +71,7 @@ def test_single_tokens_are_taken_in_any_order(corpus, data):
 @pytest.mark.parametrize('start', [-1, 13])
 def test_no_stretch_may_reach_beyond_the_stream(start):
   tokens = stream.Tokens((np.arange(30, dtype=np.uint16),))
-  split = stream.Split(tokens, np.array([[5, 15], [20, 30]]), lambda: np.empty((0, 2)))
+  split = _split(tokens, np.array([[5, 15], [20, 30]]))
   assert split.gather(np.array([12]), np.array([8])).tolist() == list(range(22, 30))
   with pytest.raises(IndexError, match='beyond the 20 tokens'):
     split.gather(np.array([0, start]), np.array([8, 8]))
@@ -76,7 +80,7 @@ def test_no_stretch_may_reach_beyond_the_stream(start):
 def test_empty_spans_and_stretches_are_read_as_nothing():
   tokens = stream.Tokens((np.arange(9, dtype=np.uint16),))
   spans = np.array([[2, 2], [3, 3], [4, 4], [5, 9], [9, 9], [9, 9]])
-  split = stream.Split(tokens, spans, lambda: spans)
+  split = _split(tokens, spans)
   assert split.gather(np.array([0, 0, 4, 1]), np.array([0, 2, 0, 3])).tolist() == [5, 6, 6, 7, 8]
 
 

@@ -238,6 +238,19 @@ class TestJsonLines:
       assert sum(part.size for part in parts) == sum(sizes)
       assert all(part.size < 2 * full for part in parts)
 
+  def test_documents_have_their_classes(self, tmp_path):
+    lines = [{'text': 'a', 'is': 'good'}, {'is': 3, 'text': 'b'}, {'text': 'c', 'is': False}]
+    (tmp_path / 'a').write_text('\n'.join(map(json.dumps, lines)))
+    spec = f'jsonl:{tmp_path}/a'
+    assert documents.labels(spec, 'is') == [('a', 'good'), ('b', '3'), ('c', 'False')]
+    assert documents.labels(spec, '') == [('a', ''), ('b', ''), ('c', '')]
+
+  @pytest.mark.parametrize('value', ['', ', "is": null', ', "is": []', ', "is": 1.5', ', "is": ""'])
+  def test_a_line_without_a_class_is_named(self, tmp_path, value):
+    (tmp_path / 'a').write_text(f'{{"text": "x", "is": 1}}\n{{"text": "x"{value}}}')
+    error = raised.user_error(documents.labels, f'jsonl:{tmp_path}/a', 'is')
+    assert error.key == 'data.label_field' and 'line 2' in error.problem
+
   def test_a_place_is_the_offset_of_a_line(self, tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, 'part_bytes', lambda total: 20)
     data = '\ufeff{"text": "one"}\n\n{"text": "two"}\n  {"text": "three"}'.encode()

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds_lib
 
 from gpt_jax.data import sources
 from gpt_jax.data.sources import corpus, tfds
+from tests import raised
 from tests.data import documents
 
 _SPLITS = {
@@ -28,7 +29,10 @@ def poems(tmp_path_factory):
 
   class TinyPoems(tfds_lib.core.GeneratorBasedBuilder):
     VERSION = tfds_lib.core.Version('1.0.0')
-    features = dict.fromkeys(['text', 'title'], tfds_lib.features.Text())
+    features = {
+      **dict.fromkeys(['text', 'title'], tfds_lib.features.Text()),
+      'mood': tfds_lib.features.ClassLabel(names=['sad', 'glad']),
+    }
 
     def _info(self):
       features = tfds_lib.features.FeaturesDict(self.features)
@@ -38,7 +42,8 @@ def poems(tmp_path_factory):
       return {name: self._generate_examples(name) for name in sorted(_SPLITS)}
 
     def _generate_examples(self, name):
-      return ((i, {'text': text, 'title': 'a title'}) for i, text in enumerate(_SPLITS[name]))
+      for i, text in enumerate(_SPLITS[name]):
+        yield i, {'text': text, 'title': 'a title', 'mood': i % 3 - 1}
 
   folder = tmp_path_factory.mktemp('tfds')
   with pytest.MonkeyPatch.context() as patch:
@@ -61,7 +66,7 @@ class TestTfds:
     assert documents.read('tfds:tiny_poems', 'title')['train'] == ['a title'] * 130
     fingerprint = sources.open_source('tfds:tiny_poems', text_field='text').fingerprint
     assert json.loads(json.dumps(fingerprint)) == fingerprint
-    assert fingerprint['name'] == 'tiny_poems/1.0.0' and fingerprint['feature'] == 'text'
+    assert fingerprint['name'] == 'tiny_poems/1.0.0' and fingerprint['fields'] == ['text']
     assert all(length == 130 and size > 0 for length, size in fingerprint['splits'].values())
     assert capfd.readouterr() == ('', '')
 
@@ -141,6 +146,20 @@ class TestTfds:
   def test_an_unknown_name_is_refused(self, name):
     error = documents.error(f'tfds:{name}')
     assert error.key == 'data.source' and name in error.problem
+
+  def test_classes_have_their_names(self):
+    found = documents.labels('tfds:tiny_poems[test]', 'mood')
+    assert found == [(text, ('', 'sad', 'glad')[i % 3]) for i, text in enumerate(_SPLITS['test'])]
+    error = raised.user_error(documents.labels, 'tfds:tiny_poems', 'label')
+    assert error.key == 'data.label_field' and 'mood' in error.fix
+
+  def test_some_splits_are_read_alone(self):
+    read = documents.read('tfds:tiny_poems[validation+train]')
+    assert read == {split: _SPLITS[split] for split in ('train', 'validation')}
+    one, other = (documents.fingerprint(f'tfds:tiny_poems{which}') for which in ('', '[train]'))
+    assert one != other
+    error = documents.error('tfds:tiny_poems[train+later]')
+    assert error.key == 'data.source' and 'later' in error.problem
 
   def test_parts_are_read_in_a_process_that_knows_no_builder(self):
     source = sources.open_source('tfds:tiny_poems', text_field='text')

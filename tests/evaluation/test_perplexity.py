@@ -94,7 +94,7 @@ def test_special_tokens_that_decode_to_text_spell_none(oracle):
 def test_tokens_that_do_not_spell_the_text_have_no_bits_per_byte(oracle):
   with_unknown = char.CharTokenizer('abc', ['unk'])
   assert _measure(oracle({}, with_unknown), [3, 0, 1]).bytes == 2
-  words = word.WordTokenizer(['a', 'b'], [])
+  words = word.WordTokenizer(['a', 'b'], [], lowercase=False)
   for tokenizer, ids in ((with_unknown, [0, 1, 3, 0]), (words, [0, 1, 0])):
     found = _measure(oracle({}, tokenizer), ids)
     assert (found.bytes, found.bits_per_byte) == (None, None) and found.table()

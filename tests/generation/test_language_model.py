@@ -138,7 +138,8 @@ def test_invalid_prompts_are_named(prompt):
   model = tiny.model()
   several = ['bad', prompt, 'a', '?']
   assert tiny.refused(model.generate, several) == ['prompts[1]', 'prompts[3]']
-  assert tiny.refused(model.embed, several) == ['texts[1]', 'texts[3]']
+  is_long = isinstance(prompt, str | list) and len(prompt) > BLOCK  # which can be embedded
+  assert tiny.refused(model.embed, several) == ['texts[1]'] * (not is_long) + ['texts[3]']
   assert tiny.refused(model.stream, prompt) == tiny.refused(model.encode, prompt) == ['prompt']
 
 
@@ -162,6 +163,9 @@ def test_a_repeated_prompt_is_encoded_once(monkeypatch):
     ('stop', lambda: tiny.bare().generate([[1]], stop=['x'])),
     ('ban', lambda: tiny.bare().generate([[1]], ban=['x'])),
     ('batch_size', lambda: tiny.model().embed(['bad'], batch_size=0)),
+    ('pooling', lambda: tiny.model().embed(['bad'], pooling='max')),
+    ('model', lambda: tiny.model(classes='neg,pos').generate(['bad'])),
+    ('model', lambda: tiny.model(classes='neg,pos').stream('bad')),
     ('tokens_BL', lambda: tiny.model().logits(np.array([1, 2]))),
     ('tokens_BL', lambda: tiny.model().logits(np.zeros((1, 0), int))),
     ('tokens_BL', lambda: tiny.model().logits([[1], [30]])),
@@ -198,7 +202,29 @@ def test_an_embedding_is_the_mean_of_what_the_output_layer_reads():
     np.testing.assert_allclose(vector, hidden_LD.mean(0), atol=1e-4)
   np.testing.assert_allclose(model.embed('bad'), vectors[:1], atol=1e-6)
   assert model.embed([]).shape == (0, 16)
-  assert tiny.model(block_size=64).embed([[1], [2] * 40]).shape == (2, 16)  # of two buckets
+
+
+@pytest.mark.parametrize('kind', ['gpt', 'lstm'])
+@pytest.mark.parametrize('pooling', ['mean', 'last'])
+def test_a_long_text_is_read_in_windows_that_do_not_see_each_other(kind, pooling):
+  model = tiny.model(kind=kind, lstm_width=8, block_size=40)
+  texts = [tiny.prompt(length) for length in (90, 1, 40, 41, 80)]  # rows of two lengths
+  module, expected = models.make(model.config), []
+  hidden = functools.partial(module.apply, {'params': model.params}, method='hidden')
+  for text in texts:
+    windows = [text[i : i + 40] for i in range(0, len(text), 40)]
+    states_LD = np.concatenate([hidden(np.array([window]))[0][0] for window in windows])
+    expected.append(states_LD.mean(0) if pooling == 'mean' else states_LD[-1])
+  vectors = model.embed(texts, pooling=pooling, batch_size=3)
+  assert vectors.shape == (5, model.config.hidden_width)
+  np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_embedding_counts_the_windows_that_are_done():
+  seen: list[Any] = []
+  model = tiny.model()
+  model.embed(['bad', 'a' * (2 * BLOCK + 1)], batch_size=2, progress=lambda *a: seen.append(a))
+  assert seen == [('reading', 2, 4), ('reading', 4, 4)]
 
 
 # Models on disk.

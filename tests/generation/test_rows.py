@@ -98,8 +98,8 @@ def test_bytes_that_are_not_text_are_shown_at_the_end():
 
 
 def test_words_are_apart_from_the_prompt_and_from_each_other():
-  counts = word.count(['the sea , the sea .'])
-  tokenizer = word.build(counts, min_frequency=1, special_tokens=[])
+  counts = word.count(['the sea , the sea .'], lowercase=False)
+  tokenizer = word.build(counts, min_frequency=1, special_tokens=[], lowercase=False)
   prompt, rest = np.split(tokenizer.encode('the sea' + ', the sea.' * 99), [1])
   parts = _shown(rows.Row(prompt.tolist(), tokenizer), rest.tolist())
   assert parts == [' sea', *[',', ' the', ' sea', '.'] * 99]

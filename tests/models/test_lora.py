@@ -157,10 +157,10 @@ def test_each_linear_layer_of_each_block_has_an_adapter_and_nothing_else():
 def test_what_is_split_is_joined_again_and_only_adapters_are_trained(options):
   params = _params(dataclasses.replace(TINY, **options))
   adapters, base = lora.split(params)
-  for parts in (lora.split(params), lora.split_trained(params)):
+  for parts in (lora.split(params), models.split_trained(TINY, params)):
     jax.tree.map(np.testing.assert_array_equal, parts, (adapters, base))
     for joined in (lora.join(*parts), lora.join(*parts[::-1])):
       jax.tree.map(np.testing.assert_array_equal, joined, params)
   jax.tree.map(np.testing.assert_array_equal, lora.split(base), ({}, base))
   # Without adapters everything is trained.
-  jax.tree.map(np.testing.assert_array_equal, lora.split_trained(base), (base, {}))
+  jax.tree.map(np.testing.assert_array_equal, models.split_trained(TINY, base), (base, {}))

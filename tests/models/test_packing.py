@@ -147,6 +147,21 @@ def test_each_document_counts_its_positions_from_0():
     np.testing.assert_array_equal(used, np.arange(BLOCK) <= 9 - first)
 
 
+def test_padding_longer_than_a_context_does_no_harm():
+  # Positions beyond the context would be NaN, and so would every gradient.
+  config, params = _config(), _params()
+  segments_BL = np.array([[1, 1, *[0] * (2 * BLOCK)]], np.int32)
+  tokens_BL = tiny.make_tokens(*segments_BL.shape)
+
+  def total(params):
+    variables = {'params': params}
+    logits_BLV, _ = models.make(config).apply(variables, tokens_BL, segments_BL=segments_BL)
+    return logits_BLV[0, :2].sum()
+
+  gradients = jax.jit(jax.grad(total))(params)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
+
+
 def _gradients(tokens_BL, segments_BL, weights_BLV, **changes):
   """Returns the gradients of the weighted sum of the logits."""
   config = _config(**changes)

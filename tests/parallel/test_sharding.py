@@ -13,7 +13,6 @@ import pytest
 from gpt_jax import config as config_lib
 from gpt_jax import knobs, models
 from gpt_jax.data.batches import batch as batch_lib
-from gpt_jax.models import lora
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import sharding
 from gpt_jax.training import optimizer as optimizer_lib
@@ -27,6 +26,10 @@ OPTIONS: list[dict[str, Any]] = [
   for bias, tie, scan in itertools.product([True, False], repeat=3)
 ]
 OPTIONS += [{'scan_layers': scan, 'lora_rank': 3} for scan in (False, True)]
+OTHERS = [
+  tiny.make_config(classes='bad,good', clusters='9'),
+  tiny.make_config(kind='lstm', tie_embeddings=False),
+]
 
 needs_8_devices = pytest.mark.skipif(
   jax.device_count() != 8, reason='needs 8 devices; see launch/test.sh'
@@ -53,21 +56,27 @@ def _arrays(tree):
   return {path: leaf for path, leaf in tiny.by_path(tree).items() if leaf.ndim}
 
 
-def _assert_each_has_one_rule(state, *, scanned):
+def _assert_each_has_one_rule(model):
+  state = _abstract_state(model)
   arrays = _arrays(state)
   # The parameters, and Adam's two moments of each that is trained.
-  trained, _ = lora.split_trained(state.params)
+  trained, _ = models.split_trained(model, state.params)
   assert len(arrays) == len(jax.tree.leaves(state.params)) + 2 * len(jax.tree.leaves(trained))
   for path, leaf in arrays.items():
     matches = sharding.matching_rules(path)
     assert len(matches) == 1, path
-    layer_axis = scanned and '/h/' in path
+    layer_axis = model.scan_layers and '/h/' in path
     assert len(sharding.RULES[matches[0]][1]) == leaf.ndim - layer_axis, path
 
 
 @pytest.mark.parametrize('i', range(len(OPTIONS)), ids=map(str, OPTIONS))
 def test_each_parameter_and_moment_matches_exactly_one_rule(i):
-  _assert_each_has_one_rule(_tiny_state(i), scanned=OPTIONS[i]['scan_layers'])
+  _assert_each_has_one_rule(tiny.make_config(**OPTIONS[i]))
+
+
+@pytest.mark.parametrize('model', OTHERS, ids=['classifier', 'lstm'])
+def test_each_parameter_of_another_model_matches_exactly_one_rule(model):
+  _assert_each_has_one_rule(model)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -75,11 +84,12 @@ def test_each_parameter_of_every_config_matches_exactly_one_rule(path):
   model = runpy.run_path(str(path))['get_config']().model
   n_layer = min(model.n_layer, 12)  # all alike; two digits are enough
   model = knobs.replace(model, {'vocab_size': 65, 'n_layer': n_layer})
-  _assert_each_has_one_rule(_abstract_state(model), scanned=model.scan_layers)
+  _assert_each_has_one_rule(model)
 
 
 def test_no_rule_is_dead():
-  paths = [path for i in range(len(OPTIONS)) for path in _arrays(_tiny_state(i).params)]
+  states = [*map(_tiny_state, range(len(OPTIONS))), *map(_abstract_state, OTHERS)]
+  paths = [path for state in states for path in _arrays(state.params)]
   used = {rule for path in paths for rule in sharding.matching_rules(path)}
   assert used == set(range(len(sharding.RULES)))
 

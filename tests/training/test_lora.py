@@ -14,7 +14,7 @@ import pytest
 from gpt_jax import config as config_lib
 from gpt_jax import errors, models, validation
 from gpt_jax.data.batches import batch as batch_lib
-from gpt_jax.models import lora
+from gpt_jax.models import lora, output
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import optimizer as optimizer_lib
 from gpt_jax.training import program as program_lib
@@ -63,7 +63,7 @@ def test_a_step_is_that_of_the_merged_model_with_regard_to_the_adapters():
     merged = lora.merge(config, lora.join(adapters, base))
     whole = jax.tree.map(lambda x: x.reshape(4, 8), _batch(2))
     logits_BLV, _ = plain.apply({'params': merged}, whole.inputs)
-    return step_lib.cross_entropy(logits_BLV, whole.targets) / whole.targets.size
+    return output.cross_entropy(logits_BLV, whole.targets) / whole.targets.size
 
   loss, gradients = jax.jit(jax.value_and_grad(loss_fn))(adapters)
   updates, _ = jax.jit(optimizer.update)(gradients, before.opt_state, adapters)
@@ -198,7 +198,7 @@ def test_random_weights_are_freed_before_those_of_the_base_are_read(config, trai
   mesh = mesh_lib.make_mesh(other)
   origin = saved_model.open_model(trained / 'base')
   assert origin.tokenizer is not None
-  program = program_lib.build(program_lib.resolve(other, origin.tokenizer, mesh), mesh)
+  program = program_lib.build(program_lib.resolve(other, origin.tokenizer, (), mesh), mesh)
   table = program.state.params['wte']['embedding'].shape
   before = sum(array.shape == table for array in jax.live_arrays())
   there: list[int] = []

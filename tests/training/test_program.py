@@ -28,14 +28,14 @@ def _config(*, chunks='windows', tensor=1, **model):
 
 
 def _resolve(config):
-  return program_lib.resolve(config, TOKENIZER, mesh_lib.make_mesh(config))
+  return program_lib.resolve(config, TOKENIZER, (), mesh_lib.make_mesh(config))
 
 
 @pytest.mark.parametrize('chunks', ['windows', 'partition', 'sentences', 'packed'])
 def test_a_batch_has_segments_if_rows_are_packed(chunks):
   config = _resolve(_config(chunks=chunks))
   program = program_lib.build(config, mesh_lib.make_mesh(config))
-  assert (program.batch.segments is not None) == (chunks == 'packed')
+  assert (program.batch.segments is not None) == (chunks in ('packed', 'sentences'))
   assert (program.tokens.shape, program.tokens.dtype) == ((2, 8, 8), jnp.int32)
   _, metrics = jax.eval_shape(program.train_step, program.state, program.batch)
   assert set(metrics) == {'loss', 'grad_norm', 'learning_rate'}
@@ -77,5 +77,5 @@ def test_auto_attention_is_cudnns_if_that_can_do_it(device, options, kernel):
     devices=np.array([SimpleNamespace(device_kind=device)]),
     shape={'data': 1, 'fsdp': 1, 'tensor': 1},
   )
-  resolved = program_lib.resolve(_config(**options), TOKENIZER, mesh)
+  resolved = program_lib.resolve(_config(**options), TOKENIZER, (), mesh)
   assert resolved.model.attention == kernel

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gpt_jax import config as config_lib
 from gpt_jax import models
 from gpt_jax.data.batches import batch as batch_lib
+from gpt_jax.models import output
 from gpt_jax.training import optimizer as optimizer_lib
 from gpt_jax.training import step as step_lib
 from tests import random_params
@@ -207,10 +208,10 @@ def test_dropout_is_a_function_of_key_step_and_micro_batch():
 def test_evaluation_sums_over_all_micro_batches_without_dropout(make_batch, targets):
   evaluate = jax.jit(step_lib.make_eval_step(_model(dropout=0.3)))
   batch = make_batch(2)
-  loss, count = evaluate(_params(), batch)
-  assert count == targets and count.dtype == jnp.int32
-  assert loss.dtype == jnp.float32
-  np.testing.assert_allclose(loss / count, _mean_loss(_params(), batch), rtol=1e-6)
+  sums = evaluate(_params(), batch)
+  assert set(sums) == {'loss', 'targets'} and sums['loss'].dtype == jnp.float32
+  assert sums['targets'] == targets and sums['targets'].dtype == jnp.int32
+  np.testing.assert_allclose(sums['loss'] / targets, _mean_loss(_params(), batch), rtol=1e-6)
 
 
 # Targets that are ignored.
@@ -245,7 +246,7 @@ def test_a_batch_without_targets_has_no_loss_and_changes_nothing(parts):
 
 def test_cross_entropy_is_a_stable_sum_in_nats():
   logits_BLV = jnp.array([[[0.0, math.log(3.0), -jnp.inf], [1e4, 0.0, -jnp.inf]]])
-  loss = step_lib.cross_entropy(logits_BLV, jnp.array([[0, 1]]))
+  loss = output.cross_entropy(logits_BLV, jnp.array([[0, 1]]))
   assert float(loss) == pytest.approx(math.log(4) + 1e4, rel=1e-6)
 
 
@@ -253,7 +254,7 @@ def test_cross_entropy_has_a_gradient_only_where_a_target_counts():
   # The last entry of the vocabulary is padding, infinite, and what an index of -1 would take.
   logits_BLV = jnp.array([[[0.0, math.log(3.0), -jnp.inf]] * 3])
   targets_BL = jnp.array([[1, batch_lib.IGNORED, 0]])
-  loss, gradient_BLV = jax.value_and_grad(step_lib.cross_entropy)(logits_BLV, targets_BL)
+  loss, gradient_BLV = jax.value_and_grad(output.cross_entropy)(logits_BLV, targets_BL)
   assert float(loss) == pytest.approx(math.log(4 / 3) + math.log(4), rel=1e-6)
   expected_BLV = np.array([[[0.25, -0.25, 0], [0, 0, 0], [-0.75, 0.75, 0]]])
   np.testing.assert_allclose(gradient_BLV, expected_BLV, atol=1e-6)

@@ -43,7 +43,7 @@ def save_run(
   with checkpoints.Checkpoints(run.checkpoints, keep=9) as saved:
     for step, tree in sorted(params.items()):
       items = {'params': tree, 'optimizer': {'count': jnp.int32(step)}}
-      saved.save(step, items, val_loss=(val_losses or {}).get(step), identity=identity)
+      saved.save(step, items, score=(val_losses or {}).get(step), identity=identity)
   return run
 
 

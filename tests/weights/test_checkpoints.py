@@ -59,7 +59,7 @@ def _save(directory, losses, *, keep=2):
   """Saves (step, validation loss) pairs."""
   with checkpoints_lib.Checkpoints(directory, keep=keep) as checkpoints:
     for step, val_loss in losses:
-      checkpoints.save(step, _items(step), val_loss=val_loss, identity=_IDENTITY)
+      checkpoints.save(step, _items(step), score=val_loss, identity=_IDENTITY)
 
 
 def _open(directory):
@@ -99,7 +99,7 @@ def test_what_is_saved_are_the_values_at_the_call(tmp_path):
   expected = _bits(items)
   change = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
   with checkpoints_lib.Checkpoints(tmp_path, keep=2) as checkpoints:
-    checkpoints.save(1, items, val_loss=None, identity={})
+    checkpoints.save(1, items, score=None, identity={})
     change(items)  # the next step takes the buffers during the save
   with _open(tmp_path) as checkpoints:
     assert _bits(checkpoints.restore(1, _abstract(_items()))) == expected
@@ -111,7 +111,7 @@ def test_another_sharding_gives_the_same_values(tmp_path, saved_on, restored_on)
   before = _sharded_over(saved_on)
   items = jax.tree.map(lambda x: jax.device_put(x, before(x)), _items(5))
   with checkpoints_lib.Checkpoints(tmp_path, keep=1) as checkpoints:
-    checkpoints.save(5, items, val_loss=None, identity=_IDENTITY)
+    checkpoints.save(5, items, score=None, identity=_IDENTITY)
   abstract = _abstract(items, _sharded_over(restored_on))
   with _open(tmp_path) as checkpoints:
     restored = checkpoints.restore(5, abstract)
@@ -157,7 +157,7 @@ def test_a_reader_changes_nothing(tmp_path):
   assert _steps(tmp_path) == ([1, 2], 1)
   with _open(tmp_path) as checkpoints:
     checkpoints.restore(1, _abstract(_items()))
-    checkpoints.save(4, _items(4), val_loss=0.5, identity=_IDENTITY)
+    checkpoints.save(4, _items(4), score=0.5, identity=_IDENTITY)
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
 
 

@@ -56,16 +56,24 @@ def test_an_invalid_file_is_named_with_each_problem(tmp_path, file, content):
 
 def test_the_identity_is_of_the_keys_that_decide_parameters_and_their_meaning():
   same = {'dropout': 0.1, 'attention': 'cudnn', 'dtype': 'bfloat16', 'remat': True}
+  same |= {'freeze_body': True}
   other: dict[str, Any] = {'n_layer': 3, 'n_head': 4, 'n_embd': 16, 'block_size': 9}
   other |= {'vocab_size': 258, 'pad_vocab_to': 1, 'bias': False, 'tie_embeddings': False}
   other |= {'scan_layers': True, 'lora_rank': 2, 'lora_alpha': 8.0}
-  # A new key must be put into one of the two.
-  assert same.keys() | other.keys() == {field.name for field in dataclasses.fields(saved.MODEL)}
+  other |= {'kind': 'lstm', 'classes': 'a,b', 'clusters': '9'}
+  # Of a classifier and of an LSTM alone.
+  more: dict[str, Any] = {'pooling': 'last', 'lstm_width': 9}
+  # A new key must be put into one of the three.
+  keys = {field.name for field in dataclasses.fields(saved.MODEL)}
+  assert same.keys() | other.keys() | more.keys() == keys
   identity = run_dir.identity(saved.MODEL, saved.BYTE)
   assert run_dir.identity(knobs.replace(saved.MODEL, same), saved.BYTE) == identity
   models = [knobs.replace(saved.MODEL, {key: value}) for key, value in other.items()]
+  used = {'classes': 'a,b', 'kind': 'lstm'}
+  models += [knobs.replace(saved.MODEL, used)]
+  models += [knobs.replace(saved.MODEL, {**used, key: value}) for key, value in more.items()]
   found = {run_dir.identity(model, saved.BYTE)['model'] for model in models}
-  assert len(found | {identity['model']}) == len(other) + 1
+  assert len(found | {identity['model']}) == len(models) + 1
 
 
 def test_the_identity_is_of_the_tokenizer_and_survives_json():

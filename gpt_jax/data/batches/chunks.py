@@ -1,6 +1,6 @@
 """Training examples made from a split: what a model reads and what it has to predict.
 
-Shapes: R rows, L tokens of context (`block_size`), P pieces of documents.
+Shapes: R rows, L tokens of a row (`block_size`, or `row_length`), P pieces of documents.
 """
 
 import dataclasses
@@ -17,16 +17,19 @@ def chunk(
   data: config.DataConfig,
   split: stream.Split,
   *,
+  classify: bool = False,
   block_size: int,
   start_id: int | None,
   end_ids: Sequence[int],
   pad_id: int,
 ) -> 'Chunks':
-  """Makes the rows of a split, of the kind `data.chunks`; which there are depends on no seed.
+  """Makes the rows of a split; which there are depends on no seed.
+
+  To `classify`, they are `Documents`; else `data.chunks` decides.
 
   windows: L + 1 tokens from each position of the stream (as nanoGPT draws them, Karpathy 2022).
   partition: the stream cut every L tokens, so that each token but the first is a target once per
-  epoch. packed: see `Packed`. sentences: see `sentences.group`.
+  epoch. packed: see `Packed`. sentences: those of `sentences.group`, packed too.
 
   `start_id`, unless None, is put before each packed document that doesn't begin with it; `end_ids`
   end a sentence; `pad_id` is the input where a row has no text. Raises `UserError` if the split has
@@ -34,8 +37,8 @@ def chunk(
   """
   rows: Chunks
   stretches = functools.partial(Stretches, block_size=block_size, pad_id=pad_id)
-  total, length = len(split), block_size + 1
-  match data.chunks:
+  total, length, row_length = len(split), block_size + 1, data.row_length or block_size
+  match 'documents' if classify else data.chunks:
     case 'windows':
       needed, size = f'{length:,} tokens', max(0, total - block_size)
       rows = stretches(
@@ -51,13 +54,17 @@ def chunk(
       )
     case 'packed':
       needed = '2 tokens of one document'
-      rows = Packed(split, block_size, start_id, pad_id)
+      rows = Packed.documents(split, block_size, row_length, start_id, pad_id)
+    case 'documents':
+      needed = 'a document with a class'
+      rows = Documents(split, block_size, row_length, pad_id)
     case _:
       needed = f'whole sentences with {data.min_length} to {data.max_length} tokens'
       starts, lengths = sentences.group(data, split, end_ids)
+      pieces = packing.Pieces(starts + 1, lengths - 1, np.zeros(len(starts), bool))
+      rows = Packed(split.tokens, pieces, row_length, None, pad_id)
       mean = lengths.sum() / max(1, len(starts))
-      summary = f'{len(starts):,} chunks of whole sentences, {mean:.1f} tokens on average'
-      rows = stretches(summary, len(starts), split.tokens.gather, lambda i: (starts[i], lengths[i]))
+      rows.summary += f', {len(starts):,} chunks of whole sentences, {mean:.1f} tokens on average'
   if not len(rows):
     raise errors.UserError(
       'data.chunks',
@@ -100,36 +107,47 @@ class Stretches:
 
 
 class Packed:
-  """Rows of pieces of documents that must not attend to each other; see `packing`."""
+  """Rows of pieces of text that must not attend to each other; see `packing`."""
 
   def __init__(
-    self, split: stream.Split, block_size: int, start_id: int | None, pad_id: int
+    self,
+    tokens: stream.Tokens,
+    pieces: packing.Pieces,
+    row_length: int,
+    start_id: int | None,
+    pad_id: int,
   ) -> None:
+    self._tokens = tokens
+    self._start_id = start_id
+    self._pad_id = pad_id
+    self._rows = packing.Rows(pieces.lengths, row_length)
+    self._pieces = packing.Pieces(*(column[self._rows.order] for column in pieces))
+    self.summary = self._rows.summary
+
+  @classmethod
+  def documents(
+    cls,
+    split: stream.Split,
+    block_size: int,
+    row_length: int,
+    start_id: int | None,
+    pad_id: int,
+  ) -> 'Packed':
+    """Makes the rows of all documents, in pieces of at most `block_size` tokens."""
     documents = split.documents()
     documents = documents[documents[:, 0] < documents[:, 1]]
     prefixed = np.zeros(len(documents), bool)
     if start_id is not None:
       prefixed = split.tokens.take(documents[:, 0]) != start_id
     pieces = packing.divide(documents, prefixed, block_size)
-    rows = packing.pack(pieces.lengths, block_size)
-    order = np.argsort(rows, kind='stable')
-    self._tokens = split.tokens
-    self._block_size = block_size
-    self._start_id = start_id
-    self._pad_id = pad_id
-    self._pieces = packing.Pieces(*(column[order] for column in pieces))
-    # Row r has the pieces from bounds[r] up to bounds[r + 1].
-    self._bounds = np.concatenate([[0], np.cumsum(np.bincount(rows))]).astype(np.int64)
-    filled = pieces.lengths.sum(dtype=np.int64) / max(1, len(self) * block_size)
-    self.summary = f'{len(self):,} rows, {100 * filled:.1f} % filled'
+    return cls(split.tokens, pieces, row_length, start_id, pad_id)
 
   def __len__(self) -> int:
-    return len(self._bounds) - 1
+    return len(self._rows)
 
   def rows(self, indices: np.ndarray) -> batch.Batch:
     """As `Stretches.rows`, with segments."""
-    counts = self._bounds[indices + 1] - self._bounds[indices]
-    wanted = stream.ranges(self._bounds[indices], counts)
+    wanted, counts = self._rows.find(indices)
     starts, lengths, opens = (column[wanted] for column in self._pieces)
     heads = np.cumsum(lengths) - lengths
     targets = self._tokens.gather(starts, lengths)
@@ -139,17 +157,63 @@ class Packed:
       inputs[heads[opens]] = self._start_id
     inputs[heads[~opens]] = self._tokens.take(starts[~opens] - 1)
     segments = np.repeat(stream.ranges(np.ones_like(counts), counts), lengths)
-    owners = np.repeat(np.arange(len(indices)), counts)
-    filled = np.bincount(owners, weights=lengths, minlength=len(indices))
-    inside_RL = np.arange(self._block_size) < filled[:, None]
-    return batch.Batch(
-      _spread(inputs, inside_RL, self._pad_id),
-      _spread(targets, inside_RL, batch.IGNORED),
-      _spread(segments, inside_RL, 0),
-    )
+    return _packed(self._rows.inside(counts, lengths), inputs, targets, segments, self._pad_id)
 
 
-Chunks = Stretches | Packed
+class Documents:
+  """Rows of documents to classify, each cut to the length of a row, in windows of `block_size`.
+
+  The target of a document's last token is its class; there are no others. Windows don't attend to
+  each other. Documents without a class are left out.
+  """
+
+  def __init__(self, split: stream.Split, block_size: int, row_length: int, pad_id: int) -> None:
+    documents, labels = split.documents(), split.labels()
+    chosen = (labels >= 0) & (documents[:, 0] < documents[:, 1])
+    documents, labels = documents[chosen], labels[chosen]
+    whole = documents[:, 1] - documents[:, 0]
+    lengths = np.minimum(whole, row_length)
+    self._tokens, self._block_size, self._pad_id = split.tokens, block_size, pad_id
+    self._rows = packing.Rows(lengths, row_length)
+    order = self._rows.order
+    self._starts, self._lengths, self._labels = documents[order, 0], lengths[order], labels[order]
+    cut = np.count_nonzero(whole > row_length)
+    self.summary = f'{len(lengths):,} documents, {cut:,} of them cut to {row_length:,} tokens'
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def rows(self, indices: np.ndarray) -> batch.Batch:
+    """As `Stretches.rows`, with segments."""
+    wanted, counts = self._rows.find(indices)
+    lengths = self._lengths[wanted]
+    inputs = self._tokens.gather(self._starts[wanted], lengths)
+    targets = np.full(len(inputs), batch.IGNORED)
+    targets[np.cumsum(lengths) - 1] = self._labels[wanted]
+    windows = -(-lengths // self._block_size)
+    firsts = np.cumsum(windows) - windows
+    rows = np.repeat(np.arange(len(indices)), counts)
+    firsts -= firsts[np.cumsum(counts) - counts][rows]  # of the row
+    places = stream.ranges(np.zeros_like(lengths), lengths)
+    segments = 1 + np.repeat(firsts, lengths) + places // self._block_size
+    return _packed(self._rows.inside(counts, lengths), inputs, targets, segments, self._pad_id)
+
+
+Chunks = Stretches | Packed | Documents
+
+
+def _packed(
+  inside_RL: np.ndarray,
+  inputs: np.ndarray,
+  targets: np.ndarray,
+  segments: np.ndarray,
+  pad_id: int,
+) -> batch.Batch:
+  return batch.Batch(
+    _spread(inputs, inside_RL, pad_id),
+    _spread(targets, inside_RL, batch.IGNORED),
+    _spread(segments, inside_RL, 0),
+  )
 
 
 def _spread(flat: np.ndarray, inside_RL: np.ndarray, fill: int) -> np.ndarray:

@@ -77,6 +77,37 @@ def pack(lengths: np.ndarray, row_length: int) -> np.ndarray:
   return rows
 
 
+class Rows:
+  """Pieces in packed rows.
+
+  Attributes:
+    order: int64 (P,), the pieces in the order of their rows.
+  """
+
+  def __init__(self, lengths: np.ndarray, row_length: int) -> None:
+    rows = pack(lengths, row_length)
+    self.order = np.argsort(rows, kind='stable')
+    self._row_length = row_length
+    # Row r has the pieces from bounds[r] up to bounds[r + 1], in this order.
+    self._bounds = np.concatenate([[0], np.cumsum(np.bincount(rows))]).astype(np.int64)
+    filled = lengths.sum(dtype=np.int64) / max(1, len(self) * row_length)
+    self.summary = f'{len(self):,} rows, {100 * filled:.1f} % filled'
+
+  def __len__(self) -> int:
+    return len(self._bounds) - 1
+
+  def find(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the places in `order` of the pieces of rows (R,), and how many each row has."""
+    counts = self._bounds[indices + 1] - self._bounds[indices]
+    return stream.ranges(self._bounds[indices], counts), counts
+
+  def inside(self, counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Returns where rows are filled, bool (R, L), from what `find` found."""
+    owners = np.repeat(np.arange(len(counts)), counts)
+    filled = np.bincount(owners, weights=lengths, minlength=len(counts))
+    return np.arange(self._row_length) < filled[:, None]
+
+
 class _OpenRows:
   """The rows so far, by the room left in them."""
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-# A document: its end (it begins at the end of the one before), and a hash of its tokens.
-DOCUMENT: np.dtype[Any] = np.dtype([('end', '<u8'), ('hash', '<u8')])
+# A document: its end (it begins at the end of the one before), a hash of its tokens, and the number
+# of its class, -1 if it has none.
+DOCUMENT: np.dtype[Any] = np.dtype([('end', '<u8'), ('hash', '<u8'), ('label', '<i8')])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Split:
   tokens: Tokens  # the whole corpus
   spans: np.ndarray  # int64 (S, 2)
   documents: Callable[[], np.ndarray]  # returns int64 (N, 2), bos and eos included; may be slow
+  labels: Callable[[], np.ndarray]  # returns their classes, int64 (N,), -1 for none
 
   def __len__(self) -> int:
     return int(self._bounds[-1])

@@ -56,13 +56,17 @@ def parse_mixture(source: str) -> list[tuple[float | None, str]]:
   return pairs
 
 
-def open_source(spec: str, *, text_field: str) -> corpus.Source:
+def open_source(spec: str, *, text_field: str, label_field: str = '') -> corpus.Source:
   """Opens the source of text that `spec` names, see `_FORMS`; raises `UserError`.
 
   `builtin:python-reference` is the prose of CPython's language reference, a document per topic.
-  `text_field` is the field, column or feature that holds the text.
+  `text_field` is the field, column or feature that holds the text, `label_field` the one that holds
+  the class of a document, empty for none.
   """
   scheme, _, name = spec.partition(':')
+  if label_field and scheme in ('builtin', 'text'):
+    problem = f'{spec} has no classes'
+    raise errors.UserError('data.label_field', problem, 'use jsonl:, parquet: or tfds:')
   match scheme if name else None:
     case 'builtin' if spec == _BUILTIN:
       texts = [text.encode() for _, text in sorted(pydoc_data.topics.topics.items())]
@@ -72,18 +76,18 @@ def open_source(spec: str, *, text_field: str) -> corpus.Source:
     case 'text':
       return text_files.open_text(spec, name)
     case 'jsonl':
-      return text_files.open_jsonl(spec, name, text_field=text_field)
+      return text_files.open_jsonl(spec, name, text_field=text_field, label_field=label_field)
     case 'parquet':
       try:
         from gpt_jax.data.sources import parquet
       except ImportError as e:
         fix = "pip install 'gpt_jax[parquet]'"
         raise errors.UserError('data.source', f'{spec} needs the package pyarrow', fix) from e
-      return parquet.open_source(spec, name, text_field=text_field)
+      return parquet.open_source(spec, name, text_field=text_field, label_field=label_field)
     case 'tfds':
       from gpt_jax.data.sources import tfds  # TFDS takes half a second to import
 
-      return tfds.open_source(spec, name, text_field=text_field)
+      return tfds.open_source(spec, name, text_field=text_field, label_field=label_field)
   fix = f'did you mean text:{spec}?' if os.path.exists(spec) else f'use {_FORMS}'
   raise errors.UserError('data.source', f'no such source: {spec!r}', fix)
 

@@ -18,6 +18,7 @@ class Piece(NamedTuple):
   place: str  # file and place, for messages: `a.txt`, `x.jsonl at byte 123`, `x.parquet row 17`
   text: bytes | str  # bytes are UTF-8 that has not been checked; a str may hold lone surrogates
   last: bool = True  # whether the document ends with this piece
+  label: str = ''  # the class of the document; empty if it has none
 
 
 @dataclasses.dataclass(frozen=True)

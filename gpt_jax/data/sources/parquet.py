@@ -31,9 +31,12 @@ class _Group(NamedTuple):
   size: int  # bytes of its text, as it is encoded but not compressed
 
 
-def open_source(spec: str, pattern: str, *, text_field: str) -> corpus.Source:
+def open_source(
+  spec: str, pattern: str, *, text_field: str, label_field: str = ''
+) -> corpus.Source:
   """Opens Parquet files, for the strings (or binary that holds UTF-8) in column `text_field`.
 
+  Classes are the strings or integers in column `label_field`, unless that is empty.
   `pattern` is a path, a glob, or a folder: all the `.parquet` files anywhere below it. Splits are
   named by files and folders, as Hugging Face does, and come in the order train, validation, test,
   others by name; files in the order of their paths. Raises `UserError`.
@@ -42,15 +45,16 @@ def open_source(spec: str, pattern: str, *, text_field: str) -> corpus.Source:
   if os.path.isdir(pattern):
     pattern = os.path.join(glob.escape(pattern), '**', '*.parquet')
   paths = files.find('parquet', pattern)
-  groups = [g for path in paths for g in _groups(path, _split(path, pattern), text_field)]
+  fields = [text_field, *filter(None, [label_field])]
+  groups = [g for path in paths for g in _groups(path, _split(path, pattern), *fields)]
   groups.sort(key=lambda g: (corpus.split_rank(g.split), g.path, g.number))
   full = corpus.part_bytes(sum(g.size for g in groups))
-  read = functools.partial(_read, field=text_field)
+  read = functools.partial(_read, fields=fields)
   parts: list[corpus.Part] = []
   for split, found in itertools.groupby(groups, lambda g: g.split):
     of_split = list(found)
     parts += corpus.parts(of_split, [g.size for g in of_split], read, full=full, split=split)
-  fingerprint = {'files': files.describe(paths), 'text_field': text_field}
+  fingerprint = {'files': files.describe(paths), 'fields': fields}
   return corpus.Source(spec, tuple(parts), fingerprint)
 
 
@@ -64,10 +68,12 @@ def _split(path: pathlib.Path, pattern: str) -> str:
   return next(filter(None, map(corpus.known_split, (path.stem, *reversed(folders)))), '')
 
 
-def _groups(path: pathlib.Path, split: str, field: str) -> Iterator[_Group]:
+def _groups(path: pathlib.Path, split: str, field: str, label_field: str = '') -> Iterator[_Group]:
   """The row groups of a file; raises `UserError` unless it has text in column `field`."""
   with _opened(path) as file:
     schema = file.schema_arrow
+    if label_field and label_field not in schema.names:
+      raise errors.UserError('data.label_field', f'{path} has no column {label_field!r}')
     kind = schema.field(field).type if field in schema.names else None
     if isinstance(kind, pa.DictionaryType):
       kind = kind.value_type
@@ -84,18 +90,21 @@ def _groups(path: pathlib.Path, split: str, field: str) -> Iterator[_Group]:
       row += group.num_rows
 
 
-def _read(groups: Sequence[_Group], *, field: str) -> Iterator[corpus.Piece]:
+def _read(groups: Sequence[_Group], *, fields: Sequence[str]) -> Iterator[corpus.Piece]:
+  field, *label_field = fields
   for path, _, number, row, num_rows, size in groups:
     with _opened(path) as file:
       batch_size = max(1, min(num_rows, num_rows * _BATCH_BYTES // max(1, size)))
       for batch in file.iter_batches(
-        batch_size, row_groups=[number], columns=[field], use_threads=False
+        batch_size, row_groups=[number], columns=fields, use_threads=False
       ):
         # As bytes: invalid UTF-8 is for sources.decode to see.
-        for text in batch.column(field).cast(pa.large_binary()).to_pylist():
+        texts = batch.column(field).cast(pa.large_binary()).to_pylist()
+        labels = batch.column(label_field[0]).to_pylist() if label_field else [''] * len(texts)
+        for text, label in zip(texts, labels, strict=True):
           if text is None:
             raise errors.UserError('data.text_field', f'{path} row {row}: {field!r} is null')
-          yield corpus.Piece(f'{path} row {row}', text)
+          yield corpus.Piece(f'{path} row {row}', text, label='' if label is None else str(label))
           row += 1
 
 

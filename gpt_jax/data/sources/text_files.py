@@ -65,8 +65,8 @@ def _pieces(file: BinaryIO, name: str) -> Iterator[corpus.Piece]:
   yield piece(len(buffer), last=True)
 
 
-def open_jsonl(spec: str, pattern: str, *, text_field: str) -> corpus.Source:
-  """Opens the files that `pattern` names, by path, for the texts in `text_field`."""
+def open_jsonl(spec: str, pattern: str, *, text_field: str, label_field: str = '') -> corpus.Source:
+  """Opens the files that `pattern` names, by path, for texts in `text_field` and their classes."""
   paths = files.find('jsonl', pattern)
   described = files.describe(paths)
   full = corpus.part_bytes(sum(size for _, size, _ in described))
@@ -78,22 +78,27 @@ def open_jsonl(spec: str, pattern: str, *, text_field: str) -> corpus.Source:
       stop = start + step
       ranges.append((path, start, stop if stop < size else sys.maxsize))
       sizes.append(min(step, size - start))
-  parts = corpus.parts(ranges, sizes, functools.partial(_read_jsonl, field=text_field), full=full)
-  return corpus.Source(spec, tuple(parts), {'files': described, 'text_field': text_field})
+  read = functools.partial(_read_jsonl, field=text_field, label_field=label_field)
+  parts = corpus.parts(ranges, sizes, read, full=full)
+  fingerprint = {'files': described, 'text_field': text_field, 'label_field': label_field}
+  return corpus.Source(spec, tuple(parts), fingerprint)
 
 
-def _read_jsonl(ranges: Sequence[_Range], *, field: str) -> Iterator[corpus.Piece]:
+def _read_jsonl(
+  ranges: Sequence[_Range], *, field: str, label_field: str
+) -> Iterator[corpus.Piece]:
   for path, start, stop in ranges:
     for offset, line in _lines(path, start, stop):
       try:
-        text = _field(line, field)
+        text, label = _fields(line, field, label_field)
       except (ValueError, RecursionError, LookupError) as e:
         line_place = f'{path}, line {_line_number(path, offset):,}'
         if isinstance(e, LookupError):
-          raise errors.UserError('data.text_field', f'{line_place} has {e.args[0]}') from e
+          key, problem = e.args
+          raise errors.UserError(f'data.{key}', f'{line_place} has {problem}') from e
         fix = 'fix the line or leave the file out of `data.source`'
         raise errors.UserError(line_place, f'not a JSON object ({e})', fix) from e
-      yield corpus.Piece(f'{path} at byte {offset}', text)
+      yield corpus.Piece(f'{path} at byte {offset}', text, label=label)
 
 
 def _lines(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
@@ -118,10 +123,10 @@ def _line_number(path: pathlib.Path, offset: int) -> int:
   return number
 
 
-def _field(line: bytes, field: str) -> str | bytes:
-  """The text in a line; bytes if the line isn't UTF-8, so that `sources.decode` sees them.
+def _fields(line: bytes, field: str, label_field: str) -> tuple[str | bytes, str]:
+  """The text of a line and its class; bytes if it isn't UTF-8, so that `sources.decode` sees them.
 
-  Raises `ValueError` or `RecursionError` if it is no JSON object, `LookupError` if it has no text.
+  Raises `ValueError` or `RecursionError` if it is no JSON object, `LookupError` if it lacks one.
   """
   try:
     json_text, valid = line.decode(), True
@@ -134,8 +139,12 @@ def _field(line: bytes, field: str) -> str | bytes:
   if not isinstance(text, str):
     value = f' but {json.dumps(text)[:40]}' if field in record else ''
     texts = ', '.join(k for k, v in record.items() if isinstance(v, str)) or 'none'
-    raise LookupError(f'no text in field {field!r}{value}; fields with text: {texts}')
+    problem = f'no text in field {field!r}{value}; fields with text: {texts}'
+    raise LookupError('text_field', problem)
+  label = record.get(label_field, '')
+  if label_field and (not isinstance(label, str | int) or label == ''):
+    raise LookupError('label_field', f'no class in field {label_field!r}')
   try:
-    return text if valid else text.encode('utf-8', 'surrogateescape')
+    return text if valid else text.encode('utf-8', 'surrogateescape'), str(label)
   except UnicodeEncodeError:  # it spells a lone surrogate as \u escape too
-    return text
+    return text, str(label)

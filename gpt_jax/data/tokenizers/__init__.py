@@ -26,8 +26,12 @@ def counts(data: config.DataConfig, texts: Iterable[str]) -> collections.Counter
 
   Documents may be cut between an ASCII letter and a space.
   """
-  count = {'char': char.count, 'word': word.count}.get(data.tokenizer)
-  return count(texts) if count else collections.Counter()
+  match data.tokenizer:
+    case 'char':
+      return char.count(texts)
+    case 'word':
+      return word.count(texts, lowercase=data.lowercase)
+  return collections.Counter()
 
 
 def build(data: config.DataConfig, counts: Mapping[str, int]) -> Tokenizer:
@@ -40,7 +44,12 @@ def build(data: config.DataConfig, counts: Mapping[str, int]) -> Tokenizer:
     case 'byte':
       return char.ByteTokenizer(special_tokens)
     case 'word':
-      return word.build(counts, min_frequency=data.min_frequency, special_tokens=special_tokens)
+      return word.build(
+        counts,
+        min_frequency=data.min_frequency,
+        special_tokens=special_tokens,
+        lowercase=data.lowercase,
+      )
     case 'gpt2':
       return bpe.Gpt2Tokenizer(path)
     case 'hf':
@@ -66,7 +75,8 @@ def from_dict(description: Any) -> Tokenizer:
       case {'kind': 'byte'}:
         return char.ByteTokenizer(given)
       case {'kind': 'word', 'words': str(words)}:
-        return word.WordTokenizer(words.split(' ') if words else [], given)
+        lowercase = bool(description.get('lowercase'))
+        return word.WordTokenizer(words.split(' ') if words else [], given, lowercase=lowercase)
       case {'kind': 'gpt2', 'vocab_bpe_sha256': bpe.SHA256}:
         return bpe.Gpt2Tokenizer()
       case {'kind': 'hf', 'json': str(json), 'special_tokens': dict(tokens)}:

@@ -1,11 +1,13 @@
 """A token a word: the vocabulary is the words of a corpus that occur often enough.
 
 A word is a run of letters and digits, with apostrophes inside it (`don't`), and each other
-character that isn't space is one by itself. Case is kept; spaces and line breaks are not: decoding
-puts a space between words, so the decoded text is readable but isn't the one that was encoded.
+character that isn't space is one by itself. Spaces and line breaks, `<br />` among them, are lost:
+decoding puts a space between words, so the decoded text is readable but isn't the one that was
+encoded.
 """
 
 import collections
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +19,7 @@ from gpt_jax.data.tokenizers import base
 
 UNKNOWN = '<unk>'
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]|_")
+_BREAK = re.compile(r'<br ?/?>')
 _SPACE_BEFORE = re.compile(r' ([.,!?;:)])')
 _SPACE_AFTER = re.compile(r'(\() ')
 
@@ -26,7 +29,9 @@ class WordTokenizer(base.Tokenizer):
 
   kind = 'word'
 
-  def __init__(self, words: Sequence[str], special_tokens: Iterable[str]):
+  def __init__(self, words: Sequence[str], special_tokens: Iterable[str], *, lowercase: bool):
+    """Takes the words by their ids; `lowercase` ignores case."""
+    self._lowercase = lowercase
     self._special_tokens = base.in_order([*special_tokens, 'eos', 'unk'])
     self._set_special_ids({n: len(words) + i for i, n in enumerate(self._special_tokens)})
     self._words = list(words)
@@ -35,7 +40,7 @@ class WordTokenizer(base.Tokenizer):
     self.vocab_size = len(self._texts)
 
   def encode(self, text: str) -> np.ndarray:
-    ids = [self._ids.get(word, self.unk_id) for word in _split(text)]
+    ids = [self._ids.get(word, self.unk_id) for word in _split(text, self._lowercase)]
     return np.array(ids, np.uint32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -45,21 +50,29 @@ class WordTokenizer(base.Tokenizer):
 
   def to_dict(self) -> dict[str, Any]:
     words = ' '.join(self._words)
-    return {'kind': self.kind, 'words': words, 'special_tokens': self._special_tokens}
+    saved = {'kind': self.kind, 'words': words, 'special_tokens': self._special_tokens}
+    return saved | {'lowercase': True} if self._lowercase else saved
 
 
-def count(texts: Iterable[str]) -> collections.Counter[str]:
+def count(texts: Iterable[str], *, lowercase: bool) -> collections.Counter[str]:
   """Returns how often each word occurs."""
-  return collections.Counter(itertools.chain.from_iterable(map(_split, texts)))
+  split = functools.partial(_split, lowercase=lowercase)
+  return collections.Counter(itertools.chain.from_iterable(map(split, texts)))
 
 
 def build(
-  counts: Mapping[str, int], *, min_frequency: int, special_tokens: Iterable[str]
+  counts: Mapping[str, int],
+  *,
+  min_frequency: int,
+  special_tokens: Iterable[str],
+  lowercase: bool,
 ) -> WordTokenizer:
   """Builds a tokenizer of the words that occur `min_frequency` times, the most frequent first."""
   frequent = [word for word, times in counts.items() if times >= min_frequency]
-  return WordTokenizer(sorted(frequent, key=lambda w: (-counts[w], w)), special_tokens)
+  words = sorted(frequent, key=lambda w: (-counts[w], w))
+  return WordTokenizer(words, special_tokens, lowercase=lowercase)
 
 
-def _split(text: str) -> list[str]:
-  return _WORD.findall(base.without_surrogates(text))
+def _split(text: str, lowercase: bool) -> list[str]:
+  text = _BREAK.sub(' ', base.without_surrogates(text))
+  return _WORD.findall(text.lower() if lowercase else text)

@@ -1,0 +1,34 @@
+"""Whether a film review is good or bad: a classifier that starts from configs/film_reviews.py.
+
+    python -m gpt_jax.train --config=configs/film_reviews_sentiment.py
+"""
+
+import dataclasses
+import pathlib
+import runpy
+
+from gpt_jax import config as config_lib
+
+
+def get_config() -> config_lib.Config:
+  same = runpy.run_path(str(pathlib.Path(__file__).with_name('film_reviews.py')))['get_config']()
+  return dataclasses.replace(
+    same,
+    task='classify',
+    init_from='runs/film_reviews',
+    model=dataclasses.replace(same.model, dropout=0.1),
+    data=dataclasses.replace(same.data, row_length=512),
+    train=dataclasses.replace(
+      same.train, steps=1300, batch_size=16, eval_every=200, eval_batches=67, checkpoint_every=650
+    ),
+    optimizer=config_lib.OptimizerConfig(
+      learning_rate=3e-4,
+      min_learning_rate=1e-5,
+      warmup_steps=50,
+      schedule='cosine',
+      weight_decay=0.1,
+      b1=0.9,
+      b2=0.99,
+      clip=1.0,
+    ),
+  )

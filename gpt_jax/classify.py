@@ -1,0 +1,74 @@
+"""Classify texts: python -m gpt_jax.classify --model=runs/sentiment --text="A wonderful film"
+
+Prints the most likely class of each text, and how likely each class is. The model is one that was
+trained with task=classify. --texts=- reads texts from standard input, one a line.
+"""
+
+import functools
+import json
+import sys
+import textwrap
+
+from absl import flags
+
+from gpt_jax import cli, errors, progress, user_cache
+
+ALIASES = {'prompts': 'texts'}
+
+
+def define_flags() -> flags.FlagValues:
+  values = flags.FlagValues()
+  string = functools.partial(flags.DEFINE_string, flag_values=values)
+  string('model', None, "A classifier: a run's workdir, or one checkpoint in it.")
+  string('text', None, 'The text.')
+  string('texts', None, 'A file with a text on each line, or - for standard input.')
+  flags.DEFINE_boolean('json', False, 'Print a line of JSON for each text.', flag_values=values)
+  return values
+
+
+def main(values: flags.FlagValues) -> None:
+  texts = _texts(values)
+  from gpt_jax.downstream import classify  # slow, so after the checks
+  from gpt_jax.generation import language_model
+
+  with cli.output(), progress.Bar() as bar:
+    user_cache.enable_compilation_cache()
+    model = language_model.load(values.model)
+    try:
+      found = classify.classify(model, [text for _, text in texts], progress=bar.show)
+    except errors.UserError as e:
+      at = {f'texts[{i}]': place for i, (place, _) in enumerate(texts)}
+      errors.raise_all([error.at(at.get(error.key, error.key)) for error in e.all])
+    size = model.config.block_size
+    windows = [-(-each.tokens // size) for each in found if each.tokens > size]
+    if windows:
+      longer = f'longer than the context of {size} tokens: {len(windows)} of {len(found)} texts'
+      print(f'{longer}, read in up to {max(windows)} windows', file=sys.stderr)
+    for (_, text), each in zip(texts, found, strict=True):
+      if values.json:
+        record = {'text': text, 'label': each.label, 'probabilities': each.probabilities}
+        print(json.dumps(record, ensure_ascii=False))
+      else:
+        chances = '  '.join(f'{name} {p:6.1%}' for name, p in each.probabilities.items())
+        print(f'{each.label:<10}{chances}  {textwrap.shorten(text, 50, placeholder="…")}')
+
+
+def _texts(values: flags.FlagValues) -> list[tuple[str, str]]:
+  """Returns the place and the text of each; raises `UserError` for what no model can read."""
+  from gpt_jax.generation import parsing  # imports no JAX
+
+  found = []
+  if not values.model:
+    found.append(errors.UserError('model', 'must be given', 'for example runs/sentiment'))
+  if (values.text is None) == (values.texts is None):
+    found.append(errors.UserError('text', 'or `texts` must be given', 'one of them'))
+  elif values.text is not None and not parsing.is_utf8(values.text):
+    found.append(errors.UserError('text', 'is not UTF-8', 'put it into a file for `texts`'))
+  errors.raise_all(found)
+  texts = [('text', values.text)] if values.texts is None else parsing.read_prompts(values.texts)
+  errors.raise_all([errors.UserError(place, 'is empty') for place, t in texts if not t.strip()])
+  return texts
+
+
+if __name__ == '__main__':
+  cli.run(main, define_flags(), doc=__doc__, aliases=ALIASES)

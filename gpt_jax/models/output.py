@@ -1,0 +1,145 @@
+"""The output layer: from hidden states to the logits of the vocabulary, or the loss of targets.
+
+A large vocabulary of words can be cut into clusters by frequency (Grave et al. 2017, "Efficient
+softmax approximation for GPUs", here without narrower layers for rare words): a softmax over the
+frequent words and a gate for each other cluster, and one within each cluster. The distribution is
+as exact as that of a single softmax, but a target needs the logits of its own cluster alone.
+
+Shapes in names: B batch, L length, N B·L, D width of the hidden states, V vocabulary (padded),
+C clusters behind the first, X any logits.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax import config as config_lib
+from gpt_jax.models import layers
+
+
+class Output(NamedTuple):
+  """The parameters of an output layer."""
+
+  config: config_lib.ModelConfig
+  table_VD: jax.Array
+  gates_CD: jax.Array | None  # if there are clusters
+
+  @property
+  def bounds(self) -> list[tuple[int, int]]:
+    """The first id of each cluster but that of frequent words, and the first behind it."""
+    starts = self.config.cluster_starts
+    return list(zip(starts, (*starts[1:], len(self.table_VD)), strict=True))
+
+
+def logits(output: Output, hidden_BLD: jax.Array) -> jax.Array:
+  """Computes the logits of the token after each position.
+
+  Args:
+    output: The layer.
+    hidden_BLD: Hidden states of any positions.
+
+  Returns:
+    logits_BLV, float32, -inf for the padding of the vocabulary.
+  """
+  table_VD, vocab_size = output.table_VD, output.config.vocab_size
+  logits_BLV = layers.product(hidden_BLD, table_VD, ('vocab', 'embed'), 1, jnp.float32)
+  logits_BLV = layers.constrain(logits_BLV, ('batch', None, 'vocab'))
+  if vocab_size < len(table_VD):
+    logits_BLV = jnp.where(jnp.arange(len(table_VD)) < vocab_size, logits_BLV, -jnp.inf)
+  if output.gates_CD is None:
+    return logits_BLV
+  gates_BLC = layers.product(hidden_BLD, output.gates_CD, (None, None), 1, jnp.float32)
+  parts = [logits_BLV[..., : output.bounds[0][0]]]
+  for c, (start, stop) in enumerate(output.bounds):
+    parts.append(jax.nn.log_softmax(logits_BLV[..., start:stop]) + gates_BLC[..., c : c + 1])
+  return jnp.concatenate(parts, axis=-1)
+
+
+def loss(output: Output, hidden_BLD: jax.Array, targets_BL: jax.Array) -> jax.Array:
+  """Returns the `cross_entropy` of `logits`, of which it computes those it needs."""
+  if output.gates_CD is None:
+    return cross_entropy(logits(output, hidden_BLD), targets_BL)
+  x_ND, target_N = hidden_BLD.reshape(-1, hidden_BLD.shape[-1]), targets_BL.ravel()
+  table_VD, bounds, N = output.table_VD, output.bounds, target_N.size
+  first = bounds[0][0]
+  cluster_N = sum((target_N >= start).astype(jnp.int32) for start, _ in bounds)
+  rows_XD = jnp.concatenate([table_VD[:first], output.gates_CD])
+  logits_NX = layers.product(x_ND, rows_XD, (None, None), 1, jnp.float32)
+  total = cross_entropy(logits_NX, jnp.where(cluster_N > 0, first - 1 + cluster_N, target_N))
+  for c, (start, stop) in enumerate(bounds):
+    own_N = jnp.where(cluster_N == c + 1, target_N - start, -1)
+    size = min(stop, output.config.vocab_size) - start
+    # Room for some more targets than a cluster has as a rule.
+    total += _few(x_ND, table_VD[start:stop], own_N, size, max(1, N >> (3 + c)))
+  return total
+
+
+def _dense(x_ND: jax.Array, rows_XD: jax.Array, target_N: jax.Array, size: int) -> jax.Array:
+  """The cross-entropy over the first `size` rows of a table."""
+  logits_NX = layers.product(x_ND, rows_XD, (None, None), 1, jnp.float32)
+  return cross_entropy(jnp.where(jnp.arange(len(rows_XD)) < size, logits_NX, -jnp.inf), target_N)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _few(
+  x_ND: jax.Array, rows_XD: jax.Array, target_N: jax.Array, size: int, room: int
+) -> jax.Array:
+  """`_dense`, computed for the targets that count alone, unless they are more than `room`."""
+  place_K = _places(target_N, room)
+  return jax.lax.cond(
+    (target_N >= 0).sum() <= room,
+    lambda: _dense(_take(x_ND, place_K, 0), rows_XD, _take(target_N, place_K, -1), size),
+    lambda: _dense(x_ND, rows_XD, target_N, size),
+  )
+
+
+def _few_forward(
+  x_ND: jax.Array, rows_XD: jax.Array, target_N: jax.Array, size: int, room: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  # With the gradient at once: a gradient through `cond` would keep room for what either way saves.
+  gradient, place_K = jax.value_and_grad(_dense, (0, 1)), _places(target_N, room)
+
+  def of_few() -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    x_KD, target_K = _take(x_ND, place_K, 0), _take(target_N, place_K, -1)
+    value, (dx_KD, drows_XD) = gradient(x_KD, rows_XD, target_K, size)
+    return value, (jnp.zeros_like(x_ND).at[place_K].set(dx_KD, mode='drop'), drows_XD)
+
+  def of_all() -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return gradient(x_ND, rows_XD, target_N, size)
+
+  return jax.lax.cond((target_N >= 0).sum() <= room, of_few, of_all)
+
+
+def _few_backward(
+  size: int, room: int, saved: tuple[jax.Array, jax.Array], d: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+  del size, room
+  dx_ND, drows_XD = saved
+  return (d * dx_ND).astype(dx_ND.dtype), (d * drows_XD).astype(drows_XD.dtype), None
+
+
+_few.defvjp(_few_forward, _few_backward)
+
+
+def _places(target_N: jax.Array, room: int) -> jax.Array:
+  """The positions of the targets that count, (K,), filled up with N."""
+  return jnp.nonzero(target_N >= 0, size=room, fill_value=len(target_N))[0]
+
+
+def _take(x: jax.Array, place_K: jax.Array, fill: int) -> jax.Array:
+  return x.at[place_K].get(mode='fill', fill_value=fill)
+
+
+def cross_entropy(logits_BLX: jax.Array, targets_BL: jax.Array) -> jax.Array:
+  """Returns the sum of the targets' negative log-likelihoods in nats, a float32 scalar.
+
+  Targets below 0 add nothing, and their logits get no gradient.
+  """
+  # Compared, not gathered: the gradient of a gather is a scatter into an array of logits, and a
+  # gather from logits that are sharded along V would copy all of them to every device.
+  is_target_BLX = jnp.arange(logits_BLX.shape[-1]) == targets_BL[..., None]
+  target_logits_BL = jnp.where(is_target_BLX, logits_BLX, 0.0).sum(-1)
+  losses_BL = jax.nn.logsumexp(logits_BLX, axis=-1) - target_logits_BL
+  return jnp.where(targets_BL < 0, 0.0, losses_BL).sum()

@@ -1,0 +1,93 @@
+"""List runs: python -m gpt_jax.runs
+
+Prints how far each run in the folder `runs` is, how good, large and old, and in which config keys
+they differ.
+"""
+
+import collections
+import contextlib
+import os
+import pathlib
+import re
+import time
+
+from absl import flags
+
+from gpt_jax import cli, errors, knobs
+from gpt_jax.training import overview
+
+# Keys that are derived from others, or that say where a run is computed and how often it reports.
+_NOISE = re.compile(
+  r'processes\..*|data\.(cache_dir|processes|verify)|model\.(vocab_size|attention|classes)'
+  r'|train\.(.*_every|keep_checkpoints|tensorboard)'
+)
+_HEAD = ('run', 'step', 'of', 'best val', 'at', 'MB', 'age', 'state')
+
+
+def define_flags() -> flags.FlagValues:
+  values = flags.FlagValues()
+  flags.DEFINE_string('folder', 'runs', 'The folder with the runs, or one run.', flag_values=values)
+  return values
+
+
+def main(values: flags.FlagValues) -> None:
+  folder = pathlib.Path(values.folder)
+  inside = sorted(folder.iterdir()) if folder.is_dir() else []
+  paths = [
+    path for path in ([folder] if overview.is_run(folder) else inside) if overview.is_run(path)
+  ]
+  if not paths:
+    problem = f'{folder} has no runs' if inside else f'{folder} is no folder with runs'
+    raise errors.UserError('folder', problem, 'name the folder in which `workdir` is')
+  rows, found = list[tuple[str, ...]]([_HEAD]), dict[str, overview.Overview]()
+  for path in paths:
+    try:
+      found[path.name] = run = overview.read(path)
+      row = [f'{run.step or 0:,}', f'{run.config.train.steps:,}', *run.best]
+      state = _state(run)
+    except errors.UserError as e:
+      row, state = ['', '', '', ''], f'damaged: {e}'
+    rows.append((path.name, *row, *_size_and_age(path), state))
+  with cli.output():
+    print(overview.table(rows))
+    if differences := _differences(found):
+      print('\nthey differ in')
+      print(overview.table(differences))
+
+
+def _state(run: overview.Overview) -> str:
+  if run.step is None:
+    return 'no checkpoint'
+  evaluated = any('val/loss' in line and line['step'] == run.step for line in run.lines)
+  return 'finished' if run.step == run.config.train.steps and evaluated else 'unfinished'
+
+
+def _size_and_age(path: pathlib.Path) -> tuple[str, str]:
+  """Returns the megabytes in a folder, and how long ago something was written there."""
+  size, newest = 0, path.stat().st_mtime
+  for folder, _, names in os.walk(path):
+    for name in names:
+      with contextlib.suppress(OSError):  # a checkpoint that a run has just deleted
+        stat = os.stat(os.path.join(folder, name))
+        size, newest = size + stat.st_size, max(newest, stat.st_mtime)
+  age = max(0, time.time() - newest)
+  unit, seconds = next(u for u in (('d', 86400), ('h', 3600), ('min', 60), ('s', 0)) if age >= u[1])
+  return f'{size / 1e6:,.1f}', f'{age / (seconds or 1):.0f} {unit}'
+
+
+def _differences(found: dict[str, overview.Overview]) -> list[tuple[str, str]]:
+  """Returns the keys in which runs differ, each with its values and their runs."""
+  runs_by_value: dict[str, dict[str, list[str]]] = {}
+  for name, run in found.items():
+    for knob in knobs.knobs(run.config):
+      by_value = runs_by_value.setdefault(knob.key, collections.defaultdict(list))
+      by_value[str(knob.value) or "''"].append(name)
+  return [
+    (key, '; '.join(f'{value}: {", ".join(names)}' for value, names in by_value.items()))
+    for key, by_value in runs_by_value.items()
+    if len(by_value) > 1 and not _NOISE.fullmatch(key)
+  ]
+
+
+if __name__ == '__main__':
+  cli.run(main, define_flags(), doc=__doc__)

@@ -1,0 +1,94 @@
+"""Clusters of the vocabulary are an exact softmax, of which a loss computes a part."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax import models
+from gpt_jax.models import output
+from tests import random_params
+from tests.models import tiny
+
+CLUSTERS = ['7', '1,2,29', '3,10,20']
+
+
+def _make(clusters, **options):
+  config = tiny.make_config(clusters=clusters, pad_vocab_to=16, **options)
+  return models.make(config), random_params.make(config, std=0.5)
+
+
+def _targets(shares):
+  """Ids from ranges of the vocabulary with these numbers of targets; some positions have none."""
+  random = np.random.default_rng(0)
+  ids = [random.integers(start, stop, count) for (start, stop), count in shares.items()]
+  flat = np.full(64, -1)
+  flat[: sum(shares.values())] = np.concatenate(ids)
+  return random.permutation(flat).reshape(8, 8)
+
+
+FREQUENT = {(0, 7): 50, (7, 30): 5}
+RARE = {(0, 7): 20, (7, 30): 40}  # more of the rare words than there is room for
+NONE = {(0, 1): 60}
+
+
+@pytest.mark.parametrize('kind', ['gpt', 'lstm'])
+@pytest.mark.parametrize('clusters', CLUSTERS)
+def test_logits_are_those_of_a_softmax_of_softmaxes(clusters, kind):
+  model, params = _make(clusters, kind=kind, tie_embeddings=False)
+  variables = {'params': params}
+  hidden_BLD, _ = model.apply(variables, tiny.make_tokens(2, 8), method='hidden')
+  logits_BLV = np.asarray(model.apply(variables, hidden_BLD, method='logits'), np.float64)
+  x_BLD = np.asarray(hidden_BLD, np.float64)
+  raw_BLV = np.exp(x_BLD @ np.asarray(params['lm_head'], np.float64)[: tiny.VOCAB].T)
+  gates_BLC = np.exp(x_BLD @ np.asarray(params['gates'], np.float64).T)
+  starts = [*map(int, clusters.split(','))]
+  first = raw_BLV[..., : starts[0]]
+  total = first.sum(-1, keepdims=True) + gates_BLC.sum(-1, keepdims=True)
+  parts = [first / total]
+  for c, (start, stop) in enumerate(itertools.pairwise([*starts, tiny.VOCAB])):
+    inside = raw_BLV[..., start:stop]
+    parts.append(gates_BLC[..., c : c + 1] / total * inside / inside.sum(-1, keepdims=True))
+  probs = np.exp(logits_BLV - logits_BLV.max(-1, keepdims=True))
+  probs /= probs.sum(-1, keepdims=True)
+  np.testing.assert_allclose(probs[..., : tiny.VOCAB], np.concatenate(parts, -1), rtol=1e-4)
+  assert not probs[..., tiny.VOCAB :].any()
+
+
+@pytest.mark.parametrize('shares', [FREQUENT, RARE, NONE], ids=['fits', 'too many', 'none'])
+@pytest.mark.parametrize('clusters', CLUSTERS)
+def test_the_loss_and_its_gradients_are_those_of_all_logits(clusters, shares):
+  model, params = _make(clusters, tie_embeddings=False)
+  hidden_BLD = jnp.asarray(np.random.default_rng(1).normal(size=(8, 8, 16)), jnp.float32)
+  targets_BL = jnp.asarray(_targets(shares))
+
+  def quickly(params, hidden_BLD):
+    return 2 * model.apply({'params': params}, hidden_BLD, targets_BL, method='loss')
+
+  def slowly(params, hidden_BLD):
+    logits_BLV = model.apply({'params': params}, hidden_BLD, method='logits')
+    return 2 * output.cross_entropy(logits_BLV, targets_BL)
+
+  assert float(jax.jit(quickly)(params, hidden_BLD)) == pytest.approx(
+    float(slowly(params, hidden_BLD)), rel=1e-5
+  )
+  fast, slow = (jax.jit(jax.grad(f, (0, 1)))(params, hidden_BLD) for f in (quickly, slowly))
+  used = ['lm_head', 'gates']
+  tiny.assert_close({k: fast[0][k] for k in used}, {k: slow[0][k] for k in used}, rtol=1e-5)
+  np.testing.assert_allclose(fast[1], slow[1], rtol=1e-4, atol=1e-5)
+
+
+def test_rare_words_cost_few_products():
+  model, params = _make('7')
+  targets_BL = jnp.zeros((8, 8), jnp.int32)
+
+  def loss(hidden_BLD):
+    return model.apply({'params': params}, hidden_BLD, targets_BL, method='loss')
+
+  text = jax.jit(loss).lower(jnp.zeros((8, 8, 16))).as_text()
+  products = [line for line in text.split('\n') if 'dot_general' in line]
+  shapes = [line.rpartition('->')[2].strip() for line in products]
+  # Frequent words and the gate; the others for an eighth of the positions, or for all.
+  assert sorted(shapes) == ['tensor<64x25xf32>', 'tensor<64x8xf32>', 'tensor<8x25xf32>']
