@@ -1,4 +1,8 @@
-"""The benchmark of configs/film_reviews.py: a one-layer LSTM on the same reviews and vocabulary."""
+"""The benchmark of configs/film_reviews.py: a one-layer LSTM on the same reviews and vocabulary.
+
+python -m gpt_jax.train --config=configs/film_reviews_rnn.py
+python -m gpt_jax.plot runs/film_reviews runs/film_reviews_rnn
+"""
 
 import dataclasses
 import pathlib

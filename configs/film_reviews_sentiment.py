@@ -1,6 +1,14 @@
 """Whether a film review is good or bad: a classifier that starts from configs/film_reviews.py.
 
     python -m gpt_jax.train --config=configs/film_reviews_sentiment.py
+    python -m gpt_jax.evaluate --model=runs/film_reviews_sentiment --data=run:test
+    python -m gpt_jax.classify --model=runs/film_reviews_sentiment --text="Dull and far too long."
+
+Each review is cut to 512 words and read in windows of 100, the context; the mean of the hidden states
+goes through one linear layer. Only its output layer is trained with --config.model.freeze_body=true, only
+adapters with --config.model.lora_rank=8; --config.data.row_length=100 cuts reviews to 100 words. To
+start from another model, name it in --config.init_from, and its sizes in --config.model.*: those that
+differ are reported, all at once.
 """
 
 import dataclasses

@@ -8,11 +8,14 @@ import datetime
 import pathlib
 import statistics
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from gpt_jax import cli, errors
-from gpt_jax.training import overview
+
+if TYPE_CHECKING:
+  from gpt_jax.training import overview
 
 _RATE = 'perf/tokens_per_second'
 _HEAD = ('run', 'steps', 'best val', 'at', 'tokens/s', 'time', 'parameters')
@@ -30,6 +33,8 @@ def main(values: flags.FlagValues, paths: list[str]) -> None:
   output = pathlib.Path(values.output)
   if output.is_dir() or not output.absolute().parent.is_dir():
     raise errors.UserError('output', f'{output} cannot be written', 'name a file for the picture')
+  from gpt_jax.training import overview  # after the checks
+
   runs, found = dict[str, overview.Overview](), []
   names = [pathlib.Path(path).name for path in set(paths)]
   for path in dict.fromkeys(paths):
@@ -50,7 +55,7 @@ def main(values: flags.FlagValues, paths: list[str]) -> None:
     print(f'wrote {output}')
 
 
-def _draw(runs: dict[str, overview.Overview], output: pathlib.Path) -> None:
+def _draw(runs: 'dict[str, overview.Overview]', output: pathlib.Path) -> None:
   from gpt_jax.training import plot
 
   lines = {name: run.lines for name, run in runs.items()}
@@ -61,7 +66,7 @@ def _draw(runs: dict[str, overview.Overview], output: pathlib.Path) -> None:
     raise errors.UserError('output', f'{output} cannot be written ({e.strerror})') from e
 
 
-def _row(name: str, run: overview.Overview) -> tuple[str, ...]:
+def _row(name: str, run: 'overview.Overview') -> tuple[str, ...]:
   import jax
 
   jax.config.update('jax_platforms', 'cpu')  # a run may be using the device, and shapes are enough

@@ -10,11 +10,14 @@ import os
 import pathlib
 import re
 import time
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from gpt_jax import cli, errors, knobs
-from gpt_jax.training import overview
+
+if TYPE_CHECKING:
+  from gpt_jax.training import overview
 
 # Keys that are derived from others, or that say where a run is computed and how often it reports.
 _NOISE = re.compile(
@@ -31,6 +34,8 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(values: flags.FlagValues) -> None:
+  from gpt_jax.training import overview  # imports NumPy
+
   folder = pathlib.Path(values.folder)
   inside = sorted(folder.iterdir()) if folder.is_dir() else []
   paths = [
@@ -55,7 +60,7 @@ def main(values: flags.FlagValues) -> None:
       print(overview.table(differences))
 
 
-def _state(run: overview.Overview) -> str:
+def _state(run: 'overview.Overview') -> str:
   if run.step is None:
     return 'no checkpoint'
   evaluated = any('val/loss' in line and line['step'] == run.step for line in run.lines)
@@ -75,7 +80,7 @@ def _size_and_age(path: pathlib.Path) -> tuple[str, str]:
   return f'{size / 1e6:,.1f}', f'{age / (seconds or 1):.0f} {unit}'
 
 
-def _differences(found: dict[str, overview.Overview]) -> list[tuple[str, str]]:
+def _differences(found: 'dict[str, overview.Overview]') -> list[tuple[str, str]]:
   """Returns the keys in which runs differ, each with its values and their runs."""
   runs_by_value: dict[str, dict[str, list[str]]] = {}
   for name, run in found.items():

@@ -22,7 +22,7 @@ from gpt_jax import cli, config, errors, knobs, progress, user_cache, validation
 ALIASES = {'prompts': 'queries', 'data.source': 'corpus'}
 ALIASES |= {f'data.{name}': name for name in ('text_field', 'invalid_utf8')}
 _NEEDED = ('model', 'corpus')
-_POOLINGS = ('whitened', 'centered', 'mean', 'last')
+_POOLINGS = ('half_whitened', 'whitened', 'centered', 'mean', 'last')
 
 
 def define_flags() -> flags.FlagValues:

@@ -18,7 +18,11 @@ def runs(tmp_path_factory):
   folder = tmp_path_factory.mktemp('runs')
   for name, classes in (('classifier', 'bad,good'), ('language', '')):
     model = dataclasses.replace(saved.MODEL, classes=classes)
-    saved.save_run(folder / name, model, {3: random_params.make(model)})
+    run = saved.save_run(folder / name, model, {3: random_params.make(model)})
+    if classes:
+      values = json.loads(run.config.read_text()) | {'task': 'classify'}
+      values['data']['label_field'] = 'label'
+      run.config.write_text(json.dumps(values))
   return folder
 
 

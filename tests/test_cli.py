@@ -8,7 +8,22 @@ from unittest import mock
 import pytest
 from absl import flags
 
-from gpt_jax import cli, errors, evaluate, knobs, prepare, sample, show_tokens, train
+from gpt_jax import (
+  classify,
+  cli,
+  convert,
+  errors,
+  evaluate,
+  inspect,
+  knobs,
+  plot,
+  prepare,
+  runs,
+  sample,
+  search,
+  show_tokens,
+  train,
+)
 from gpt_jax import config as config_lib
 from tests import raised
 
@@ -20,7 +35,9 @@ from tests import raised
 def get_config():
   return config_lib.Config(model=config_lib.ModelConfig(n_layer=3))
 """
-_COMMANDS = {'train': train, 'prepare': prepare, 'sample': sample, 'show_tokens': show_tokens}
+_MODULES = [train, prepare, sample, evaluate, convert, show_tokens]
+_MODULES += [classify, search, inspect, plot, runs]
+_COMMANDS = {module.__name__.removeprefix('gpt_jax.'): module for module in _MODULES}
 _WITH_CONFIG = {'train', 'prepare'}
 
 
@@ -219,6 +236,11 @@ def test_a_command_may_have_flags_of_its_own_for_config_keys():
     ('sample', '--top_k=few'),
     ('evaluate', '--stride=x'),
     ('convert', 'stray'),
+    ('classify', '--json=maybe'),
+    ('search', '--top=x'),
+    ('inspect', '--top_k=few'),
+    ('plot', '--outptu=x.png'),
+    ('runs', 'stray'),
   ],
 )
 def test_a_mistake_ends_with_2_and_a_paragraph_before_jax_is_imported(config_file, command, wrong):

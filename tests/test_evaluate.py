@@ -55,6 +55,10 @@ def command(saved, tmp_path, monkeypatch, capsys):
   return run
 
 
+def test_only_a_run_has_held_something_out(command):
+  assert raised.user_error(command, '--data=run:test').key == 'data'
+
+
 def test_perplexity_of_a_text(command, saved, monkeypatch):
   out, found = command('--data=text:text.txt')
   about = {'model': str(saved), 'step': None, 'data': 'text:text.txt', 'task': 'perplexity'}

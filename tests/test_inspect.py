@@ -167,14 +167,15 @@ def test_a_recurrent_model_has_all_but_what_attention_has(command, tmp_path_fact
   assert [each.key for each in error.all] == ['picture'] * 2
 
 
-def test_a_classifier_has_attention_and_parameters(command, tmp_path_factory):
-  path = _other(tmp_path_factory, classes='bad,good')
-  values = json.loads((path / 'config.json').read_text())
-  (path / 'config.json').write_text(json.dumps({**values, 'task': 'classify'}))
-  out, files = command(PROMPT, model=path)
+def test_a_classifier_has_attention_and_parameters(command, directory, monkeypatch):
+  model = language_model.load(directory)
+  classifier = dataclasses.replace(model.config, classes='bad,good')
+  model = dataclasses.replace(model, config=classifier)
+  monkeypatch.setattr(language_model, 'load', lambda path: model)
+  out, files = command(PROMPT)
   assert _sections(out) == {'what it is made of'}
-  assert files == {'pictures/other/attention.png', 'pictures/other/index.html'}
-  assert raised.user_error(command, PROMPT, '--picture=next', model=path).key == 'picture'
+  assert files == {'pictures/tiny/attention.png', 'pictures/tiny/index.html'}
+  assert raised.user_error(command, PROMPT, '--picture=next').key == 'picture'
 
 
 def test_a_prompt_of_one_token_has_no_loss(command):

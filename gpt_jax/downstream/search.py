@@ -24,6 +24,8 @@ _ARRAYS = ('vectors', 'transform', 'documents')
 _AT_ONCE = 256  # documents, batched by their lengths
 _SNIPPET = 200  # characters
 _SPACE = re.compile(r'(?:\s|<br ?/?>)+')
+# Of the variance: by 1/2 all axes count the same (Su et al. 2021); by 1/4 large ones count more.
+_POWERS = {'centered': 0.0, 'half_whitened': 0.25, 'whitened': 0.5}
 _LEAST_VARIANCE = 1e-6  # of the largest, for a direction to count
 
 
@@ -160,16 +162,15 @@ def _before(pooling: str) -> str:
 
 
 def _transform(vectors_ND: np.ndarray, pooling: str) -> np.ndarray:
-  """What centers the vectors of an index, and whitens them (Su et al. 2021)."""
-  D = vectors_ND.shape[1]
-  mean_D, matrix_DK = np.zeros(D), np.eye(D)
-  if pooling in ('centered', 'whitened'):
-    mean_D = vectors_ND.mean(0, dtype=np.float64)
-  if pooling == 'whitened':
-    centered_ND = vectors_ND - mean_D.astype(np.float32)
-    variance_D, axes_DD = np.linalg.eigh(np.float64(centered_ND.T @ centered_ND) / len(centered_ND))
-    counts = variance_D > _LEAST_VARIANCE * variance_D[-1]
-    matrix_DK = axes_DD[:, counts] / np.sqrt(variance_D[counts])
+  """What centers and whitens: divides each principal axis by a power of its variance."""
+  N, D = vectors_ND.shape
+  if pooling not in _POWERS:
+    return np.eye(D + 1, D, dtype=np.float32)
+  mean_D = vectors_ND.mean(0, dtype=np.float64)
+  centered_ND = vectors_ND - mean_D.astype(np.float32)
+  variance_D, axes_DD = np.linalg.eigh(np.float64(centered_ND.T @ centered_ND) / N)
+  counts = variance_D > _LEAST_VARIANCE * variance_D[-1]
+  matrix_DK = axes_DD[:, counts] * variance_D[counts] ** -_POWERS[pooling]
   return np.vstack([matrix_DK, -mean_D @ matrix_DK]).astype(np.float32)
 
 

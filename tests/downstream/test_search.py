@@ -16,7 +16,7 @@ from gpt_jax.downstream import search
 from tests import raised
 from tests.generation import tiny
 
-POOLINGS = ['mean', 'last', 'centered', 'whitened']
+POOLINGS = ['mean', 'last', 'centered', 'half_whitened', 'whitened']
 TEXTS = [
   f'{a}{b} {c}'.replace(' ', '.') * n
   for n, (a, b, c) in enumerate(
@@ -73,13 +73,20 @@ def test_scores_are_cosines_of_pooled_hidden_states(corpus, tmp_path):
   assert found == pytest.approx({text[:200]: score for text, score in wanted.items()}, abs=1e-5)
 
 
-def test_whitened_vectors_have_no_mean_and_no_covariance(corpus, tmp_path):
+@pytest.mark.parametrize(
+  ('pooling', 'power'), [('centered', 1), ('half_whitened', 0.5), ('whitened', 0)]
+)
+def test_whitening_takes_the_mean_and_a_power_of_the_variances(corpus, tmp_path, pooling, power):
   model = tiny.model(n_embd=8)
-  index = _build(tmp_path / 'index', corpus(), pooling='whitened', model=model)
-  vectors_NK = model.embed(TEXTS) @ index.transform[:-1] + index.transform[-1]
+  index, vectors_ND = (
+    _build(tmp_path / 'i', corpus(), pooling=pooling, model=model),
+    model.embed(TEXTS),
+  )
+  vectors_NK = vectors_ND @ index.transform[:-1] + index.transform[-1]
   np.testing.assert_allclose(vectors_NK.mean(0), 0, atol=1e-3)
-  covariance_KK = vectors_NK.T @ vectors_NK / len(TEXTS)
-  np.testing.assert_allclose(covariance_KK, np.eye(len(covariance_KK)), atol=1e-2)
+  found_KK, before_DD = (np.cov(x.T, bias=True) for x in (vectors_NK, vectors_ND))
+  wanted_D = np.linalg.eigvalsh(before_DD)[-len(found_KK) :] ** power
+  np.testing.assert_allclose(found_KK, np.diag(wanted_D), atol=1e-2)
 
 
 def test_a_single_document_can_be_found_in_any_way(corpus, tmp_path):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax import errors
+from gpt_jax import cli, errors, evaluate, models
 from gpt_jax.training import held_out
 from gpt_jax.weights import saved_model
 from tests import raised
@@ -53,8 +53,6 @@ def folder(tmp_path_factory):
 
 def _params(path):
   saved = saved_model.open_model(path)
-  from gpt_jax import models
-
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return saved.config, saved.load(models.abstract_params(saved.config, device))
 
@@ -99,6 +97,20 @@ def test_the_test_split_is_measured_document_by_document(folder):
   assert table['documents'] == str(found.targets) and table['bad'].split() == list(
     map(str, found.confusion[0])
   )
+
+
+def test_the_command_prints_it(folder, tmp_path, capsys):
+  values = evaluate.define_flags()
+  path = tmp_path / 'x.json'
+  args = [f'--model={folder / "run"}', '--data=run:validation', f'--json={path}']
+  cli.parse(values, ['evaluate', *args], takes_config=False)
+  evaluate.main(values)
+  found, out = json.loads(path.read_text()), capsys.readouterr().out
+  step, accuracy = found['step'], found['measures']['accuracy']
+  assert found['task'] == 'run' and found['classes'] == ['bad', 'good']
+  logged = {line['step']: line for line in runs.lines(folder / 'run') if 'val/error' in line}
+  assert logged[step]['val/accuracy'] == pytest.approx(accuracy, abs=0.1)  # of fewer rows
+  assert f'step {step}' in out and f'accuracy        {accuracy:.4f}' in out
 
 
 def test_validation_of_a_language_model_is_each_token_once(folder):

@@ -71,17 +71,17 @@ def test_measures_are_those_of_the_confusion():
 @pytest.mark.parametrize(
   ('options', 'trained'),
   [
-    ({}, {'wte', 'wpe', 'h_0', 'h_1', 'ln_f', 'score'}),
-    ({'freeze_body': True}, {'score'}),
-    ({'lora_rank': 2}, {'h_0', 'h_1', 'score'}),
-    ({'lora_rank': 2, 'freeze_body': True}, {'h_0', 'h_1', 'score'}),
-    ({'kind': 'lstm', 'clusters': '9'}, {'wte', 'h_0', 'h_1', 'score'}),
+    ({}, 'wte wpe h_0 h_1 ln_f score'),
+    ({'freeze_body': True}, 'score'),
+    ({'lora_rank': 2}, 'h_0 h_1 score'),
+    ({'lora_rank': 2, 'freeze_body': True}, 'h_0 h_1 score'),
+    ({'kind': 'lstm', 'clusters': '9'}, 'wte h_0 h_1 score'),
   ],
   ids=str,
 )
 def test_what_is_trained_of_a_classifier(options, trained):
   config = tiny.make_config(classes='a,b', tie_embeddings=False, **options)
   parts = models.split_trained(config, models.abstract_params(config))
-  assert set(parts[0]) == trained and 'lm_head' in parts[1]
+  assert set(parts[0]) == set(trained.split()) and 'lm_head' in parts[1]
   if config.lora_rank:
     assert all(path.endswith(('lora_a', 'lora_b')) for path in tiny.by_path(parts[0]['h_0']))

@@ -38,7 +38,8 @@ def chunk(
   rows: Chunks
   stretches = functools.partial(Stretches, block_size=block_size, pad_id=pad_id)
   total, length, row_length = len(split), block_size + 1, data.row_length or block_size
-  match 'documents' if classify else data.chunks:
+  kind = 'documents' if classify else data.chunks
+  match kind:
     case 'windows':
       needed, size = f'{length:,} tokens', max(0, total - block_size)
       rows = stretches(
@@ -68,7 +69,7 @@ def chunk(
   if not len(rows):
     raise errors.UserError(
       'data.chunks',
-      f'a row of {data.chunks} needs {needed}, and one split has {total:,} tokens in all',
+      f'a row of {kind} needs {needed}, and one split has {total:,} tokens in all',
       'use more text, or change `data.val_fraction`, `model.block_size` or the length of sentences',
     )
   return rows
