@@ -1,6 +1,20 @@
 """A decoder that learns to predict the next word of film reviews, on a laptop's CPU.
 
-python -m gpt_jax.train --config=configs/film_reviews.py
+    python -m gpt_jax.train --config=configs/film_reviews.py
+    python -m gpt_jax.sample --model=runs/film_reviews --prompt='this film is' --top_k=20
+
+All 50,000 labelled reviews of IMDb, split by a hash of their text: 10 % for tests, 5 % of the
+rest for validation. Lower-cased words that occur at least twice (68,171 with eos and unk);
+536,173 chunks of whole sentences, one from each sentence on, of 10 to 100 words, packed in 97,666
+rows of 400.
+
+2,400 steps are 11.5 million words, 0.3 of an epoch. Two cores of an AMD EPYC took 57 minutes
+beside other work (3,460 words/s, up to 4,530; jax 0.12): validation loss 4.833 (48,000 words;
+5.040 at step 1,200). The talk that this follows reports 5.074 after 5 epochs of 51 minutes on an
+M1, and a training loss of 5.95 after the first.
+
+By GPT-2's tokens: --config.data.tokenizer=gpt2 --config.data.lowercase=false
+--config.model.clusters= (not trained yet).
 """
 
 from gpt_jax import config as config_lib

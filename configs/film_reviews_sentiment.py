@@ -4,11 +4,11 @@
     python -m gpt_jax.evaluate --model=runs/film_reviews_sentiment --data=run:test
     python -m gpt_jax.classify --model=runs/film_reviews_sentiment --text="Dull and far too long."
 
-Each review is cut to 512 words and read in windows of 100, the context; the mean of the hidden states
-goes through one linear layer. Only its output layer is trained with --config.model.freeze_body=true, only
-adapters with --config.model.lora_rank=8; --config.data.row_length=100 cuts reviews to 100 words. To
-start from another model, name it in --config.init_from, and its sizes in --config.model.*: those that
-differ are reported, all at once.
+Each review is cut to 512 words and read in windows of 100, the context; the mean of the hidden
+states goes through one linear layer. Only that is trained with --config.model.freeze_body=true,
+it and adapters with --config.model.lora_rank=8. --config.data.row_length=100 cuts reviews to 100
+words. To start from another model, name it in --config.init_from, and its sizes in
+--config.model.*: those that differ are reported, all at once.
 """
 
 import dataclasses
@@ -24,7 +24,6 @@ def get_config() -> config_lib.Config:
     same,
     task='classify',
     init_from='runs/film_reviews',
-    model=dataclasses.replace(same.model, dropout=0.1),
     data=dataclasses.replace(same.data, row_length=512),
     train=dataclasses.replace(
       same.train, steps=1300, batch_size=16, eval_every=200, eval_batches=67, checkpoint_every=650

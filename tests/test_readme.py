@@ -49,7 +49,8 @@ def test_a_command_of_the_readme_is_understood(
   monkeypatch.chdir(REPOSITORY)
   command = importlib.import_module(words[0])
   values: flags.FlagValues = command.define_flags()
-  cli.parse(values, words, takes_config=words[0] in ('gpt_jax.train', 'gpt_jax.prepare'))
+  takes_config = words[0] in ('gpt_jax.train', 'gpt_jax.prepare')
+  cli.parse(values, words, takes_config=takes_config, takes_paths=words[0] == 'gpt_jax.plot')
 
 
 def test_scripts_that_the_readme_names_are_there_and_may_be_run() -> None:
@@ -89,7 +90,7 @@ def test_train_sample_convert_evaluate_and_python_as_the_readme_shows(
   small = ['--config.train.steps=2', '--config.train.eval_batches=1', '--config.model.n_layer=1']
   run(train, *small, cache, f'--workdir={workdir}')
   assert (workdir / 'loss.png').exists()
-  one = {words[0]: words for words in python_commands()}
+  one = {words[0]: words for words in reversed(python_commands())}  # the first of each
   capsys.readouterr()
   run(one['gpt_jax.sample'], f'--model={workdir}', '--max_new_tokens=5')
   assert capsys.readouterr().out.count('The ') >= 3

@@ -35,12 +35,6 @@ def show(monkeypatch, capsys):
   return run
 
 
-def test_a_command_runs_as_a_script():
-  """Python puts the script's folder first in its path."""
-  done = subprocess.run([sys.executable, _PACKAGE / 'train.py', '--help'], capture_output=True)
-  assert done.returncode == 0, done.stderr
-
-
 def test_tokens_ids_and_their_number_are_printed(show, vocabulary):
   assert show('--tokenizer=word', "--text=It's so, so good.") == (
     "It's│so│,│so│good│.\n3 0 1 0 4 2\n"

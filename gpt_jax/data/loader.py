@@ -57,7 +57,9 @@ def open_data(config: config_lib.Config, *, check: Callable[[], None] | None) ->
   )
   classes = tuple(dict.fromkeys(name for source in prepared.sources for name in source.classes))
   if classify and len(classes) < 2:
-    problem = f'{config.data.label_field!r} holds ' + (f'only {classes[0]}' if classes else 'no class')
+    problem = f'{config.data.label_field!r} holds ' + (
+      f'only {classes[0]}' if classes else 'no class'
+    )
     fix = 'at least 2 classes are needed; does it name the field that holds them?'
     raise errors.UserError('data.label_field', problem, fix)
 

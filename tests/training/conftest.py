@@ -31,7 +31,8 @@ def quick_runs() -> collections.abc.Iterator[None]:
       gradient_accumulation=config.train.gradient_accumulation,
       seed=config.train.seed,
     )
-    data = config_lib.DataConfig(chunks='packed' if config.data.chunks == 'packed' else 'windows')
+    chunks = 'packed' if config.has_segments else 'windows'
+    data = config_lib.DataConfig(chunks=chunks, row_length=config.data.row_length)
     what_counts = dataclasses.replace(config, train=train, data=data, init_from='')
     return dataclasses.replace(_compiled(what_counts, mesh), config=config)
 

@@ -133,11 +133,15 @@ def test_a_finished_run_is_reported_without_opening_data_or_devices(
   assert runs.files(unbroken) == before
 
 
+def _sums(loss):
+  return {'loss': np.float32(loss), 'targets': np.int32(1)}
+
+
 def test_the_best_step_is_the_same_in_all_reports(config, tmp_path, monkeypatch, capsys):
   """Also if its evaluation was stopped, after its checkpoint was saved."""
   losses = iter([1.0, 2.0, 4.0])  # the lowest before the first step
   config = runs.change(config, train__eval_batches=1)
-  _replace(monkeypatch, 'eval_step', lambda _: lambda *_: (next(losses), 1))
+  _replace(monkeypatch, 'eval_step', lambda _: lambda *_: _sums(next(losses)))
   _run_until(('evaluation', 3), config, tmp_path / 'run')
   runs.run(config, tmp_path / 'run')
   output = capsys.readouterr().out
