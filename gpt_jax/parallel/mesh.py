@@ -102,12 +102,11 @@ def check_divisible(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
   rules = [
     ('train.batch_size', f'{micro_batch} per micro-batch', micro_batch, data * fsdp, 'data × fsdp'),
     ('model.n_embd', f'{model.n_embd}', model.n_embd, fsdp, 'fsdp'),
+    ('model.lstm_width', f'{model.lstm_width}', model.lstm_width, fsdp, 'fsdp')
+    if model.kind == 'lstm'
+    else ('model.n_head', f'{model.n_head}', model.n_head, tensor, 'tensor'),
     ('model.pad_vocab_to', 'the padded vocabulary', model.padded_vocab_size, tensor, 'tensor'),
   ]
-  if model.kind == 'lstm':
-    rules.append(('model.lstm_width', f'{model.lstm_width}', model.lstm_width, fsdp, 'fsdp'))
-  else:
-    rules.append(('model.n_head', f'{model.n_head}', model.n_head, tensor, 'tensor'))
   errors.raise_all(
     [
       errors.UserError(key, f'{what} must be divisible by {parts}, the size of mesh axis {axis}')
