@@ -162,7 +162,6 @@ _CASES = [
   train --config.data.source='0*text:text.txt + 1*jsonl:good.jsonl'
   train --config.data.split=given
   train --config.data.chunks=sentences --config.data.min_length=2 --config.data.max_length=8
-  train --config.data.source=tfds:tiny_shakespeare[train+later]
   train --config.data.label_field=is --config.data.source=jsonl:field.jsonl
   train --config.data.label_field=is
   train --config.task=classify
