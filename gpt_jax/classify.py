@@ -13,8 +13,6 @@ from absl import flags
 
 from gpt_jax import cli, errors, progress, user_cache
 
-ALIASES = {'prompts': 'texts'}
-
 
 def define_flags() -> flags.FlagValues:
   values = flags.FlagValues()
@@ -65,10 +63,13 @@ def _texts(values: flags.FlagValues) -> list[tuple[str, str]]:
   elif values.text is not None and not parsing.is_utf8(values.text):
     found.append(errors.UserError('text', 'is not UTF-8', 'put it into a file for `texts`'))
   errors.raise_all(found)
-  texts = [('text', values.text)] if values.texts is None else parsing.read_prompts(values.texts)
+  if values.texts is None:
+    texts = [('text', values.text)]
+  else:
+    texts = parsing.read_lines(values.texts, key='texts', kind='text')
   errors.raise_all([errors.UserError(place, 'is empty') for place, t in texts if not t.strip()])
   return texts
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, aliases=ALIASES)
+  cli.run(main, define_flags(), doc=__doc__)

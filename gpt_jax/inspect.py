@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from gpt_jax import atomic, cli, config, errors, knobs, progress, user_cache
+from gpt_jax.generation import settings as settings_lib
 
 if TYPE_CHECKING:
   from gpt_jax.downstream import activations
@@ -40,7 +41,7 @@ def define_flags() -> flags.FlagValues:
   string('data', None, 'Text to measure losses on, such as text:FILE (default: the prompt).')
   string('output', '', 'Folder to write to (default: pictures, and in it one named as the model).')
   define: dict[type, Any] = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
-  for knob in knobs.knobs(config.GenerationConfig()):
+  for knob in knobs.knobs(settings_lib.Settings()):
     if knob.key in _SETTINGS:
       kind: Any = knob.field.type
       define[kind](knob.key, _SETTINGS[knob.key], knob.field.metadata['doc'], flag_values=values)

@@ -55,9 +55,11 @@ def main(values: flags.FlagValues) -> None:
     rows.append((path.name, *row, *_size_and_age(path), state))
   with cli.output():
     print(overview.table(rows))
-    if differences := _differences(found):
-      print('\nthey differ in')
-      print(overview.table(differences))
+    for task in sorted({run.config.task for run in found.values()}):
+      of_task = {name: run for name, run in found.items() if run.config.task == task}
+      if differences := _differences(of_task):
+        print(f'\n{task}: they differ in')
+        print(overview.table(differences))
 
 
 def _state(run: 'overview.Overview') -> str:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gpt_jax import cli, config, errors, knobs, progress, user_cache
+from gpt_jax import cli, errors, knobs, progress, user_cache
+from gpt_jax.generation import settings as settings_lib
 
 if TYPE_CHECKING:
   from gpt_jax.generation import language_model, options, rows
@@ -25,7 +26,7 @@ _BATCH = ('prompt', 'prompts', 'num_samples', 'json', 'log_probs', 'stats')
 
 
 def define_flags() -> flags.FlagValues:
-  """Returns the command's flags: its own, and one for each knob of `config.GenerationConfig`."""
+  """Returns the command's flags: its own, and one for each knob of `settings.Settings`."""
   values = flags.FlagValues()
   string = functools.partial(flags.DEFINE_string, flag_values=values)
   boolean = functools.partial(flags.DEFINE_boolean, flag_values=values)
@@ -47,7 +48,7 @@ def define_flags() -> flags.FlagValues:
   boolean('log_probs', False, 'Add log-probabilities to the JSON.')
   boolean('stats', False, 'Print timings to standard error.')
   define: dict[type, Any] = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
-  for knob in knobs.knobs(config.GenerationConfig()):
+  for knob in knobs.knobs(settings_lib.Settings()):
     limits = ', '.join(f'{words} {limit}' for limit, words, _ in knob.field.metadata['limits'])
     doc = knob.field.metadata['doc'] + (f' {limits.capitalize()}.' if limits else '')
     kind: Any = knob.field.type
@@ -61,7 +62,7 @@ def main(values: flags.FlagValues) -> None:
 
   prompts = [('prompt', values.prompt)]
   if values.prompts is not None:
-    prompts = parsing.read_prompts(values.prompts)
+    prompts = parsing.read_lines(values.prompts, key='prompts', kind='prompt')
   with cli.output():
     began = time.monotonic()
     if sys.stderr and sys.stderr.isatty():
@@ -107,7 +108,7 @@ def _parse(values: flags.FlagValues) -> 'options.Request':
   for name in _BATCH if values.interactive else ():
     if values[name].present:
       found.append(errors.UserError(name, 'cannot be combined with `interactive`'))
-  defaults = knobs.knobs(config.GenerationConfig())
+  defaults = knobs.knobs(settings_lib.Settings())
   arguments: dict[str, Any] = {knob.key: values[knob.key].value for knob in defaults}
   try:
     arguments |= {

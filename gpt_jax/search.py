@@ -19,10 +19,9 @@ from absl import flags
 
 from gpt_jax import cli, config, errors, knobs, progress, user_cache, validation
 
-ALIASES = {'prompts': 'queries', 'data.source': 'corpus'}
-ALIASES |= {f'data.{name}': name for name in ('text_field', 'invalid_utf8')}
+ALIASES = {'data.source': 'corpus'} | {f'data.{x}': x for x in ('text_field', 'invalid_utf8')}
 _NEEDED = ('model', 'corpus')
-_POOLINGS = ('half_whitened', 'whitened', 'centered', 'mean', 'last')
+_POOLINGS = ('words', 'half_whitened', 'whitened', 'centered', 'mean', 'last')
 
 
 def define_flags() -> flags.FlagValues:
@@ -34,8 +33,9 @@ def define_flags() -> flags.FlagValues:
   values['query'].help = 'What to search for; may be repeated.'  # absl would add words of its own
   string('queries', None, 'A file with a query on each line, or - for standard input.')
   flags.DEFINE_integer('top', 5, 'Number of documents per query.', flag_values=values)
-  doc = f'What stands for a text, of its hidden states: {", ".join(_POOLINGS)}.'
-  string('pooling', _POOLINGS[0], doc)
+  doc = 'What stands for a text: the mean of its words, the rarer the more (the default, unless '
+  doc += f'tokens are characters); or, of hidden states: {", ".join(_POOLINGS[1:])}.'
+  string('pooling', '', doc)
   string('index', '', 'Folder of the index (default: one in the cache).')
   string('split', '', 'Split of the corpus, such as train; empty: all of it.')
   string('text_field', data.text_field, 'Field, column or feature that holds the text.')
@@ -46,12 +46,12 @@ def define_flags() -> flags.FlagValues:
 def main(values: flags.FlagValues) -> None:
   queries = _check(values)
   with cli.output():
-    corpus = _corpus(values)
     from gpt_jax.downstream import search  # slow, so after the checks
     from gpt_jax.generation import language_model
 
     user_cache.enable_compilation_cache()
     model = language_model.load(values.model)
+    corpus = _corpus(values)  # after the model: TFDS tries for minutes to find what is missing
     made_of = search.identity(model, corpus, pooling=values.pooling)
     path = pathlib.Path(values.index or user_cache.folder() / 'search' / _name(values, made_of))
     if not path.exists():
@@ -83,7 +83,7 @@ def _check(values: flags.FlagValues) -> list[tuple[str, str]]:
     found.append(errors.UserError('corpus', f'{values.corpus} has tokens', 'name a source of text'))
   if values.top < 1:
     found.append(errors.UserError('top', f'{values.top} must be at least 1'))
-  if values.pooling not in _POOLINGS:
+  if values.pooling not in ('', *_POOLINGS):
     problem = f'{values.pooling!r} must be one of {", ".join(_POOLINGS)}'
     found.append(errors.UserError('pooling', problem, knobs.suggestion(values.pooling, _POOLINGS)))
   if not values.query and values.queries is None:
@@ -91,7 +91,7 @@ def _check(values: flags.FlagValues) -> list[tuple[str, str]]:
   errors.raise_all(found)
   queries = [('query', text) for text in values.query or []]
   if values.queries is not None:
-    queries += parsing.read_prompts(values.queries)
+    queries += parsing.read_lines(values.queries, key='queries', kind='query')
   for place, text in queries:
     if not text.strip() or not parsing.is_utf8(text):
       found.append(errors.UserError(place, 'is not UTF-8' if text.strip() else 'is empty'))
@@ -114,7 +114,7 @@ def _corpus(values: flags.FlagValues) -> Any:
 
 def _name(values: flags.FlagValues, made_of: dict[str, str]) -> str:
   """Returns the name of an index in the cache: readable, with a hash of what it is made of."""
-  names = f'{pathlib.Path(values.model).name}-{values.corpus}-{values.split}-{values.pooling}'
+  names = f'{pathlib.Path(values.model).name}-{values.corpus}-{values.split}-{made_of["pooling"]}'
   digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
   return f'{re.sub("[^A-Za-z0-9]+", "-", names)[:80]}-{digest[:12]}'
 

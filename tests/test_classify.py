@@ -75,13 +75,13 @@ def test_texts_come_from_a_flag_a_file_or_standard_input(command, tmp_path, monk
     (['--text=\udce9'], 'none', ['text']),
     (['--texts=gap.txt'], 'none', ['gap.txt:2']),
     (['--texts=latin.txt'], 'none', ['latin.txt:1']),
-    (['--texts=none.txt'], 'none', ['prompts']),
-    (['--texts=missing.txt'], 'none', ['prompts']),
+    (['--texts=none.txt'], 'none', ['texts']),
+    (['--texts=missing.txt'], 'none', ['texts']),
     (['--text=x'], 'language', ['model']),
   ],
 )
 def test_what_is_invalid_is_named(command, args, model, keys):
   error = raised.user_error(command, *args, model=model)
   assert [each.key for each in error.all] == keys
-  message = cli.render(error, classify.define_flags(), aliases=classify.ALIASES)
+  message = cli.render(error, classify.define_flags())
   assert 'prompts' not in message

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gpt_jax import config as config_lib
 from gpt_jax import errors, knobs, validation
+from gpt_jax.generation import settings as settings_lib
 
 _KNOBS = {knob.key: knob for knob in knobs.knobs(config_lib.Config())}
 _TYPES: dict[str, Any] = {key: knob.field.type for key, knob in _KNOBS.items()}
@@ -53,7 +54,7 @@ def test_each_knob_has_a_line_of_documentation_and_a_plain_type(key):
 def test_the_defaults_are_valid_and_frozen():
   config = config_lib.Config()
   assert validation.problems(config) == []
-  for owner in (config, config.model, config_lib.GenerationConfig()):
+  for owner in (config, config.model, settings_lib.Settings()):
     with pytest.raises(dataclasses.FrozenInstanceError):
       setattr(owner, dataclasses.fields(owner)[0].name, 1)
 

@@ -23,7 +23,7 @@ def command(tmp_path, monkeypatch, capsys):
     cli.parse(values, ['runs', *args], takes_config=False)
     runs.main(values)
     out, _ = capsys.readouterr()
-    table, _, differences = out.partition('\nthey differ in\n')
+    table, _, differences = out.partition('\nnext_token: they differ in\n')
     return tuple(
       {line.split()[0]: line.split(maxsplit=1)[1] for line in part.splitlines()}
       for part in (table, differences)
@@ -93,6 +93,7 @@ def test_runs_differ_in_what_decides_their_results(command, tmp_path):
   run_folders.write(tmp_path / 'runs' / 'b', optimizer__learning_rate=1e-3, data__processes=3)
   noise: dict[str, Any] = {'model__vocab_size': 8, 'train__log_every': 5, 'model__attention': 'xla'}
   run_folders.write(tmp_path / 'runs' / 'c', data__source='text:a b', processes__count=2, **noise)
+  run_folders.write(tmp_path / 'runs' / 'd', task='classify', train__steps=7)
   _, differences = command('--folder=runs')
   assert differences == {
     'data.source': 'builtin:python-reference: a, b; text:a b: c',

@@ -18,6 +18,7 @@ import gpt_jax
 from gpt_jax import cli, config, knobs, oom, sample, user_cache
 from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import interactive, language_model, options, rows
+from gpt_jax.generation import settings as settings_lib
 from gpt_jax.weights import huggingface
 from tests import random_params
 
@@ -82,7 +83,7 @@ def _keys(messages):
 
 def test_every_knob_is_a_flag_with_its_type_default_and_documentation():
   values = sample.define_flags()
-  for knob in knobs.knobs(config.GenerationConfig()):
+  for knob in knobs.knobs(settings_lib.Settings()):
     flag = values[knob.key]
     kind: Any = knob.field.type
     assert flag.default == knob.value and flag.parser.flag_type() == kind.__name__

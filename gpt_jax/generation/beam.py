@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gpt_jax import config as config_lib
 from gpt_jax import errors, models
 from gpt_jax.generation import decode
 from gpt_jax.generation import sampling as sampling_lib
+from gpt_jax.generation import settings as settings_lib
 from gpt_jax.generation import state as state_lib
 from gpt_jax.models import attention
 
@@ -40,7 +40,7 @@ class _Beams(NamedTuple):
 def search(
   model: models.Model,
   params: Any,
-  settings: config_lib.GenerationConfig,
+  settings: settings_lib.Settings,
   prompts: Sequence[Sequence[int]],
 ) -> decode.Search:
   """Returns beam search; raises `UserError` if the prompts can't be continued by it."""

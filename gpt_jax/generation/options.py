@@ -10,16 +10,17 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import errors, knobs
 from gpt_jax.data import tokenizers
+from gpt_jax.generation import settings as settings_lib
 
 Token = str | int
-_DEFAULTS = {knob.key: knob.value for knob in knobs.knobs(config_lib.GenerationConfig())}
+_DEFAULTS = {knob.key: knob.value for knob in knobs.knobs(settings_lib.Settings())}
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
   """How to generate, valid as far as the model doesn't matter; fields as of `make`."""
 
-  settings: config_lib.GenerationConfig
+  settings: settings_lib.Settings
   stop: Sequence[str]
   ban: Sequence[Token]
   logit_bias: Mapping[Token, float]
@@ -42,7 +43,7 @@ def make(
     logit_bias: What is added to the logits of tokens; -inf bans.
     draft: A smaller `LanguageModel` with the same vocabulary, which proposes tokens to save time.
       The distribution of the text is the same as without it, at temperature 0 the text is.
-    **values: Those of `config.GenerationConfig`.
+    **values: Those of `settings.Settings`.
 
   Raises `UserError` with every problem.
   """
@@ -52,7 +53,7 @@ def make(
       plain[name] = value.item() if isinstance(value, np.generic) else value
     else:
       found.append(errors.UserError(name, 'no such option', knobs.suggestion(name, _DEFAULTS)))
-  settings = dataclasses.replace(config_lib.GenerationConfig(), **plain)
+  settings = dataclasses.replace(settings_lib.Settings(), **plain)
   invalid = [error for knob in knobs.knobs(settings) for error in knobs.problems(knob)]
   least, most, beams = settings.min_new_tokens, settings.max_new_tokens, settings.num_beams
   if not invalid and least > most:

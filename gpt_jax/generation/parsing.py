@@ -1,4 +1,4 @@
-"""Parsing of the command line and of prompt files: escapes, tokens, biases, prompts."""
+"""Parsing of the command line and of files of lines: escapes, tokens, biases."""
 
 import pathlib
 import re
@@ -49,27 +49,28 @@ def is_utf8(text: str) -> bool:
   return not any('\ud800' <= character <= '\udfff' for character in text)
 
 
-def read_prompts(path: str) -> list[tuple[str, str]]:
+def read_lines(path: str, *, key: str, kind: str) -> list[tuple[str, str]]:
   """Returns the place (FILE:LINE) and text of each line of a file, or of standard input for `-`.
 
-  Raises `UserError` if the file can't be read or is empty, or if lines are not UTF-8.
+  Raises `UserError`, at `key`, if the file can't be read or is empty, or if lines are not UTF-8.
+  `kind` is what a line is, such as a prompt.
   """
   name = 'standard input' if path == '-' else path
   try:
     if path == '-' and sys.stdin.isatty():
-      print('Write a prompt on each line; Ctrl-D ends them.', file=sys.stderr)
+      print(f'Write a {kind} on each line; Ctrl-D ends them.', file=sys.stderr)
     file = pathlib.Path(path).expanduser()
     data = sys.stdin.buffer.read() if path == '-' else file.read_bytes()
   except OSError as e:
-    raise errors.UserError('prompts', f'{name} cannot be read: {e.strerror}') from e
+    raise errors.UserError(key, f'{name} cannot be read: {e.strerror}') from e
   if not data:
-    raise errors.UserError('prompts', f'{name} is empty', 'write a prompt on each line')
-  prompts, found = [], []
+    raise errors.UserError(key, f'{name} is empty', f'write a {kind} on each line')
+  lines, found = [], []
   for number, line in enumerate(data.removesuffix(b'\n').split(b'\n'), 1):
     place = f'{name}:{number}'
     try:
-      prompts.append((place, line.removesuffix(b'\r').decode()))
+      lines.append((place, line.removesuffix(b'\r').decode()))
     except UnicodeDecodeError as e:
       found.append(errors.UserError(place, f'not UTF-8: {e.reason} at byte {e.start}'))
   errors.raise_all(found)
-  return prompts
+  return lines

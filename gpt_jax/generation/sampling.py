@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import config as config_lib
 from gpt_jax.generation import processors
+from gpt_jax.generation import settings as settings_lib
 from gpt_jax.generation import state as state_lib
 
 # Options, and the values with which they change nothing.
@@ -55,7 +55,7 @@ class Choices(NamedTuple):
 
 
 def make(
-  settings: config_lib.GenerationConfig,
+  settings: settings_lib.Settings,
   *,
   vocab_size: int,
   eos_id: int | None = None,

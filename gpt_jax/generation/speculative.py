@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from gpt_jax import config as config_lib
 from gpt_jax import errors, models
 from gpt_jax.generation import decode
 from gpt_jax.generation import sampling as sampling_lib
+from gpt_jax.generation import settings as settings_lib
 from gpt_jax.generation import state as state_lib
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _PROPOSE, _ACCEPT, _REPLACE = range(3)
 def search(
   model: 'language_model.LanguageModel',
   draft: 'language_model.LanguageModel',
-  settings: config_lib.GenerationConfig,
+  settings: settings_lib.Settings,
 ) -> decode.Search:
   """Returns speculative decoding; raises `UserError` if the draft model doesn't fit the model."""
   config, other = model.config, draft.config

@@ -57,15 +57,13 @@ class Block(nn.Module):
     return layers.constrain(x_BLD, _RESIDUAL), cache
 
 
-class GPT(nn.Module):
+class GPT(output.LanguageModel):
   """The language model: token ids -> hidden states -> logits.
 
   Parameters: `wte`, `wpe`, `h_0` … `h_{n_layer-1}` (or one `h` with a leading layer axis if
   `config.scan_layers`), `ln_f`, and `lm_head` unless the embeddings are tied; `lora_a` and `lora_b`
   beside each kernel of a block if `config.lora_rank`.
   """
-
-  config: config_lib.ModelConfig
 
   def setup(self) -> None:
     cfg = self.config
@@ -89,18 +87,7 @@ class GPT(nn.Module):
     else:
       self.h = [block(cfg) for _ in range(cfg.n_layer)]
     self.ln_f = layers.layer_norm(cfg)
-    init = nn.initializers.normal(layers.INIT_STD)
-    if not cfg.tie_embeddings:
-      self.lm_head = self.param('lm_head', init, (cfg.padded_vocab_size, cfg.n_embd))
-    if cfg.clusters:
-      self.gates = self.param('gates', init, (len(cfg.cluster_starts), cfg.n_embd))
-
-  def __call__(
-    self, tokens_BL: jax.Array, **options: Any
-  ) -> tuple[jax.Array, attention.KVCache | None]:
-    """Returns the `logits` of `hidden`, and the cache; arguments as of `hidden`."""
-    hidden_BLD, cache = self.hidden(tokens_BL, **options)
-    return self.logits(hidden_BLD), cache
+    self.setup_output()
 
   def hidden(
     self,
@@ -153,19 +140,6 @@ class GPT(nn.Module):
     if cache is not None:
       cache = attention.KVCache(caches, cache.length_B + L)
     return self.ln_f(x_BLD), cache
-
-  def logits(self, hidden_BLD: jax.Array) -> jax.Array:
-    """Computes the logits of the token after each position; see `output.logits`."""
-    return output.logits(self._output(), hidden_BLD)
-
-  def loss(self, hidden_BLD: jax.Array, targets_BL: jax.Array) -> jax.Array:
-    """Returns the sum of the losses of the targets, float32; see `output.loss`."""
-    return output.loss(self._output(), hidden_BLD, targets_BL)
-
-  def _output(self) -> output.Output:
-    cfg = self.config
-    table_VD = self.wte.embedding if cfg.tie_embeddings else self.lm_head
-    return output.Output(cfg, table_VD, self.gates if cfg.clusters else None)
 
 
 def _positions(

@@ -17,30 +17,20 @@ from gpt_jax.models import attention, layers, output
 _Carry = tuple[jax.Array, jax.Array]  # c_BW and h_BW
 
 
-class LSTM(nn.Module):
+class LSTM(output.LanguageModel):
   """Token ids -> `n_layer` layers of LSTM cells -> hidden states -> logits.
 
   Parameters: `wte`, `h_0` … `h_{n_layer-1}`, and `lm_head`.
   """
 
-  config: config_lib.ModelConfig
-
   def setup(self) -> None:
     cfg = self.config
-    init = nn.initializers.normal(layers.INIT_STD)
+    # No LayerNorm behind it enlarges a small embedding, as a transformer's does.
+    init = nn.initializers.normal(1.0)
     self.wte = nn.Embed(cfg.padded_vocab_size, cfg.n_embd, embedding_init=init)
     self.drop = nn.Dropout(cfg.dropout)
     self.h = [_Layer(cfg) for _ in range(cfg.n_layer)]
-    self.lm_head = self.param('lm_head', init, (cfg.padded_vocab_size, cfg.lstm_width))
-    if cfg.clusters:
-      self.gates = self.param('gates', init, (len(cfg.cluster_starts), cfg.lstm_width))
-
-  def __call__(
-    self, tokens_BL: jax.Array, **options: Any
-  ) -> tuple[jax.Array, attention.KVCache | None]:
-    """Returns the `logits` of `hidden`, and the cache; arguments as of `hidden`."""
-    hidden_BLW, cache = self.hidden(tokens_BL, **options)
-    return self.logits(hidden_BLW), cache
+    self.setup_output()
 
   def hidden(
     self,
@@ -66,17 +56,6 @@ class LSTM(nn.Module):
       x_BLD, caches[i] = layer(x_BLD, starts_BL, caches[i], cache.length_B if cache else None)
       x_BLD = self.drop(x_BLD, deterministic=deterministic)
     return x_BLD, attention.KVCache(caches, cache.length_B + L) if cache else None
-
-  def logits(self, hidden_BLW: jax.Array) -> jax.Array:
-    """Computes the logits of the token after each position; see `output.logits`."""
-    return output.logits(self._output(), hidden_BLW)
-
-  def loss(self, hidden_BLW: jax.Array, targets_BL: jax.Array) -> jax.Array:
-    """Returns the sum of the losses of the targets, float32; see `output.loss`."""
-    return output.loss(self._output(), hidden_BLW, targets_BL)
-
-  def _output(self) -> output.Output:
-    return output.Output(self.config, self.lm_head, self.gates if self.config.clusters else None)
 
 
 class _Layer(nn.Module):

@@ -10,13 +10,14 @@ C clusters behind the first, X any logits.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from gpt_jax import config as config_lib
-from gpt_jax.models import layers
+from gpt_jax.models import attention, layers
 
 
 class Output(NamedTuple):
@@ -31,6 +32,42 @@ class Output(NamedTuple):
     """The first id of each cluster but that of frequent words, and the first behind it."""
     starts = self.config.cluster_starts
     return list(zip(starts, (*starts[1:], len(self.table_VD)), strict=True))
+
+
+class LanguageModel(nn.Module):
+  """What `gpt.GPT` and `lstm.LSTM` share: everything after the hidden states.
+
+  A subclass has `hidden`, and the token embedding `wte`; its `setup` calls `setup_output`.
+  """
+
+  config: config_lib.ModelConfig
+
+  def setup_output(self) -> None:
+    cfg, init = self.config, nn.initializers.normal(layers.INIT_STD)
+    if not cfg.tie_embeddings:
+      self.lm_head = self.param('lm_head', init, (cfg.padded_vocab_size, cfg.hidden_width))
+    if cfg.clusters:
+      self.gates = self.param('gates', init, (len(cfg.cluster_starts), cfg.hidden_width))
+
+  def __call__(
+    self, tokens_BL: jax.Array, **options: Any
+  ) -> tuple[jax.Array, attention.KVCache | None]:
+    """Returns the `logits` of `hidden`, and the cache; arguments as of `hidden`."""
+    hidden_BLD, cache = self.hidden(tokens_BL, **options)
+    return self.logits(hidden_BLD), cache
+
+  def logits(self, hidden_BLD: jax.Array) -> jax.Array:
+    """Computes the logits of the token after each position; see `output.logits`."""
+    return logits(self._output(), hidden_BLD)
+
+  def loss(self, hidden_BLD: jax.Array, targets_BL: jax.Array) -> jax.Array:
+    """Returns the sum of the losses of the targets, float32; see `output.loss`."""
+    return loss(self._output(), hidden_BLD, targets_BL)
+
+  def _output(self) -> Output:
+    cfg = self.config
+    table_VD = self.wte.embedding if cfg.tie_embeddings else self.lm_head
+    return Output(cfg, table_VD, self.gates if cfg.clusters else None)
 
 
 def logits(output: Output, hidden_BLD: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import errors
 from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import options, sampling
+from gpt_jax.generation import settings as settings_lib
 from tests.generation import tiny
 
 LETTERS = 'abcdefgh'
@@ -60,12 +61,12 @@ def test_all_problems_come_at_once_and_unknown_names_get_a_hint():
 )
 def test_contradictions_are_refused(key, values):
   assert tiny.refused(options.make, **values) == [key]
-  options.make(**{**values, key: getattr(config_lib.GenerationConfig(), key)})
+  options.make(**{**values, key: getattr(settings_lib.Settings(), key)})
 
 
 def test_numpy_scalars_are_numbers():
   made = options.make(seed=np.uint8(3), temperature=np.float32(0.5), top_p=np.int32(1))
-  assert made.settings == config_lib.GenerationConfig(seed=3, temperature=0.5, top_p=1.0)
+  assert made.settings == settings_lib.Settings(seed=3, temperature=0.5, top_p=1.0)
 
 
 def _bias(ban=(), logit_bias=None, tokenizer=None):
@@ -102,7 +103,7 @@ def test_an_invalid_ban_or_bias_is_refused(key, ban, logit_bias):
 
 def test_what_is_off_is_not_in_the_program():
   def made(**values):
-    return sampling.make(config_lib.GenerationConfig(**values), vocab_size=30)
+    return sampling.make(settings_lib.Settings(**values), vocab_size=30)
 
   plain = made(temperature=0.0)
   assert not plain.values and not plain.top_k and plain.eos_id == -1 and not plain.counts_tokens

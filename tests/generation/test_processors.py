@@ -12,8 +12,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gpt_jax import config as config_lib
 from gpt_jax.generation import processors, sampling
+from gpt_jax.generation import settings as settings_lib
 from tests.generation import tiny
 
 B, V = 3, 7
@@ -199,7 +199,7 @@ def test_truncation_of_kept_tokens_is_that_of_the_vocabulary(logits_BV, k, fract
   """What `top_k` keeps is all that the others see, and they would keep the same of all tokens."""
   p, least, mass = (np.float32(fraction) for fraction in fractions)
   options = {'top_k': k, 'top_p': p, 'min_p': least, 'typical_p': mass, 'temperature': 1}
-  how = sampling.make(config_lib.GenerationConfig(**options), vocab_size=V)
+  how = sampling.make(settings_lib.Settings(**options), vocab_size=V)
   choices = _process(how, logits_BV)
   expected_BV = top_k(temperature(logits_BV, 1.0), k)
   for processor, value in ((top_p, p), (min_p, least), (typical, mass)):

@@ -10,9 +10,9 @@ import jax.extend as jax_extend
 import numpy as np
 import pytest
 
-from gpt_jax import config as config_lib
 from gpt_jax import models
 from gpt_jax.generation import decode, loop, sampling
+from gpt_jax.generation import settings as settings_lib
 from gpt_jax.generation import state as state_lib
 from gpt_jax.parallel import sharding
 from tests.generation import tiny
@@ -73,7 +73,7 @@ def _programs(**options):
   arguments = np.ones((1, BLOCK), np.int32), np.array([3], np.int32), rows_B, rows_B, np.uint32(0)
   fixed = {'size': BLOCK, 'log_probs': False, 'counts': False}
   prefill = functools.partial(state_lib.prefill, modules, **fixed)
-  how = sampling.make(config_lib.GenerationConfig(**options), vocab_size=VOCAB)
+  how = sampling.make(settings_lib.Settings(**options), vocab_size=VOCAB)
   state = jax.eval_shape(prefill, params, *arguments)
   advance = functools.partial(decode.advance, modules)
   return (

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import config as config_lib
 from gpt_jax.generation import sampling, speculative
+from gpt_jax.generation import settings as settings_lib
 from gpt_jax.generation import state as state_lib
 from tests.generation import tiny
 
@@ -109,7 +109,7 @@ def _texts(options):
   options, rows_B = dict(options), np.zeros(20_000, np.int32)
   ends = options.pop('ends', False)
   model, draft = tiny.model(**SIX), tiny.model(**{**SIX, 'pad_vocab_to': 16}, noise=0.4)
-  settings = config_lib.GenerationConfig(draft_tokens=2, **options)
+  settings = settings_lib.Settings(draft_tokens=2, **options)
   how = sampling.make(settings, vocab_size=6, eos_id=tiny.END if ends else None)
   search = speculative.search(model, draft, settings)
   prompt = np.array([PROMPT], np.int32), np.array([3], np.int32)
@@ -138,7 +138,7 @@ def test_texts_are_as_likely_as_without_a_draft(options):
 
 def _verified(p_V, q_V, proposal_B, *, ids=None):
   """Of 20,000 rows; with `ids`, the choices are these tokens of 8."""
-  rows, how = 20_000, sampling.make(config_lib.GenerationConfig(top_k=0), vocab_size=8)
+  rows, how = 20_000, sampling.make(settings_lib.Settings(top_k=0), vocab_size=8)
   ids_BC = None if ids is None else jnp.tile(jnp.array(ids), (rows, 1))
   p, q = (
     sampling.Choices(jnp.tile(jnp.log(jnp.array(x_V)), (rows, 1)), ids_BC) for x_V in (p_V, q_V)
