@@ -21,7 +21,7 @@ from gpt_jax import cli, config, errors, knobs, progress, user_cache, validation
 
 ALIASES = {'data.source': 'corpus'} | {f'data.{x}': x for x in ('text_field', 'invalid_utf8')}
 _NEEDED = ('model', 'corpus')
-_POOLINGS = ('words', 'half_whitened', 'whitened', 'centered', 'mean', 'last')
+_POOLINGS = ('centered', 'half_whitened', 'whitened', 'mean', 'last')  # best first
 
 
 def define_flags() -> flags.FlagValues:
@@ -33,9 +33,8 @@ def define_flags() -> flags.FlagValues:
   values['query'].help = 'What to search for; may be repeated.'  # absl would add words of its own
   string('queries', None, 'A file with a query on each line, or - for standard input.')
   flags.DEFINE_integer('top', 5, 'Number of documents per query.', flag_values=values)
-  doc = 'What stands for a text: the mean of its words, the rarer the more (the default, unless '
-  doc += f'tokens are characters); or, of hidden states: {", ".join(_POOLINGS[1:])}.'
-  string('pooling', '', doc)
+  doc = f'What stands for a text, of its hidden states: {", ".join(_POOLINGS)}.'
+  string('pooling', _POOLINGS[0], doc)
   string('index', '', 'Folder of the index (default: one in the cache).')
   string('split', '', 'Split of the corpus, such as train; empty: all of it.')
   string('text_field', data.text_field, 'Field, column or feature that holds the text.')
@@ -83,7 +82,7 @@ def _check(values: flags.FlagValues) -> list[tuple[str, str]]:
     found.append(errors.UserError('corpus', f'{values.corpus} has tokens', 'name a source of text'))
   if values.top < 1:
     found.append(errors.UserError('top', f'{values.top} must be at least 1'))
-  if values.pooling not in ('', *_POOLINGS):
+  if values.pooling not in _POOLINGS:
     problem = f'{values.pooling!r} must be one of {", ".join(_POOLINGS)}'
     found.append(errors.UserError('pooling', problem, knobs.suggestion(values.pooling, _POOLINGS)))
   if not values.query and values.queries is None:
@@ -114,7 +113,7 @@ def _corpus(values: flags.FlagValues) -> Any:
 
 def _name(values: flags.FlagValues, made_of: dict[str, str]) -> str:
   """Returns the name of an index in the cache: readable, with a hash of what it is made of."""
-  names = f'{pathlib.Path(values.model).name}-{values.corpus}-{values.split}-{made_of["pooling"]}'
+  names = f'{pathlib.Path(values.model).name}-{values.corpus}-{values.split}-{values.pooling}'
   digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
   return f'{re.sub("[^A-Za-z0-9]+", "-", names)[:80]}-{digest[:12]}'
 

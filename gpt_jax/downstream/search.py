@@ -1,9 +1,6 @@
-"""Search by meaning: documents and queries are vectors, compared by their cosine.
+"""Search by meaning: documents and queries are pooled hidden states, compared by their cosine.
 
-A vector is a mean of word embeddings, the rarer a word the more it counts (Arora et al. 2017, "A
-simple but tough-to-beat baseline for sentence embeddings"), or of hidden states.
-
-Shapes in names: N documents, Q queries, D width of the vectors, K width of an index, V vocabulary.
+Shapes in names: N documents, Q queries, D width of the hidden states, K width of an index.
 """
 
 import dataclasses
@@ -14,7 +11,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,14 +20,13 @@ from gpt_jax import atomic, errors, json_files, progress
 from gpt_jax.data import sources
 from gpt_jax.generation import language_model
 
-_ARRAYS = ('vectors', 'transform', 'weights', 'documents')
+_ARRAYS = ('vectors', 'transform', 'documents')
 _AT_ONCE = 256  # documents, batched by their lengths
 _SNIPPET = 200  # characters
 _SPACE = re.compile(r'(?:\s|<br ?/?>)+')
 # Of the variance: by 1/2 all axes count the same (Su et al. 2021); by 1/4 large ones count more.
 _POWERS = {'centered': 0.0, 'half_whitened': 0.25, 'whitened': 0.5}
 _LEAST_VARIANCE = 1e-6  # of the largest, for a direction to count
-_FREQUENT = 1e-3  # share of a corpus that halves the weight of a word
 
 
 class Hit(NamedTuple):
@@ -48,14 +44,13 @@ class Index:
   pooling: str
   vectors_NK: np.ndarray  # of length 1
   transform: np.ndarray  # (D + 1, K): a matrix, and below it the row that is added
-  weights_V: np.ndarray  # of words, if `pooling` is of these
   documents: np.ndarray  # (N,): place and begin of each, with a tab between, in UTF-8
 
   def search(
     self, model: language_model.LanguageModel, queries: Sequence[str], *, top: int
   ) -> list[list[Hit]]:
     """Returns the `top` documents of each query, the nearest first; raises `UserError`."""
-    vectors_QD = _pool(model, model.encode_texts(queries), self.pooling, self.weights_V)
+    vectors_QD = model.embed(queries, pooling=_before(self.pooling))
     hits = []
     for scores_N in _units(vectors_QD, self.transform) @ self.vectors_NK.T:
       nearest = np.argpartition(-scores_N, min(top, len(scores_N)) - 1)[:top]
@@ -66,17 +61,11 @@ class Index:
 
 
 def identity(
-  model: language_model.LanguageModel, corpus: sources.Source, *, pooling: str = ''
+  model: language_model.LanguageModel, corpus: sources.Source, *, pooling: str
 ) -> dict[str, str]:
-  """Returns what an index is made of: hashes of its model and its corpus, and its pooling.
-
-  By default that is the one that measured best: `words`, or `half_whitened` where a token is only a
-  character.
-  """
+  """Returns what an index is made of: hashes of its model and its corpus, and its pooling."""
   if model.tokenizer is None:
     raise errors.UserError('model', 'has no tokenizer', 'put its tokenizer.json there')
-  if not pooling:
-    pooling = 'half_whitened' if model.tokenizer.kind in ('char', 'byte') else 'words'
   about = json.dumps([dataclasses.asdict(model.config), model.tokenizer.hash])
   digest = hashlib.sha256(about.encode())
   for leaf in jax.tree.leaves(model.params):
@@ -115,7 +104,7 @@ def build(
   `made_of` is its `identity`. Texts are read a few at a time; vectors and begins are in memory.
   Long documents of text files count as several, of about a megabyte. Raises `UserError`.
   """
-  pooling, words, vectors, begins = made_of['pooling'], [np.zeros(0, np.int32)], [], []
+  pooling, vectors, begins = made_of['pooling'], [], []
   done, total = 0, sum(part.size for part in corpus.parts)
 
   def show(_: str, windows: int, of: int) -> None:
@@ -124,28 +113,26 @@ def build(
   try:
     with atomic.new_folder(path) as folder:
       for places, texts in _batches(corpus, invalid_utf8):
-        ids, size = _encode(model, places, texts), sum(map(len, texts))
-        if pooling == 'words':  # their weights are known when all are read
-          words += [np.array(row, np.int32) for row in ids]
-          show('', 1, 1)
-        else:
-          vectors.append(_pool(model, ids, pooling, words[0], progress=show))
+        size = sum(map(len, texts))
+        try:
+          vectors.append(model.embed(texts, pooling=_before(pooling), progress=show))
+        except errors.UserError as e:
+          at = {f'texts[{i}]': place for i, place in enumerate(places)}
+          errors.raise_all([error.at(at.get(error.key, error.key)) for error in e.all])
         for place, text in zip(places, texts, strict=True):
           snippet = _SPACE.sub(' ', text[: 2 * _SNIPPET])[:_SNIPPET]
           begins.append(f'{place}\t{snippet}'.encode())
         done += size
         os.utime(folder)  # else it would look stale to another process
-      if not begins:
+      if not vectors:
         raise errors.UserError('data.source', f'{corpus.spec} has no text')
-      weights_V = _weights(np.concatenate(words), model.config.vocab_size)
-      vectors_ND = np.concatenate(vectors or [_pool(model, words[1:], pooling, weights_V)])
+      vectors_ND = np.concatenate(vectors)
       transform = _transform(vectors_ND, pooling)
-      arrays = (_units(vectors_ND, transform), transform, weights_V, np.array(begins))
+      arrays = (_units(vectors_ND, transform), transform, np.array(begins))
       for name, array in zip(_ARRAYS, arrays, strict=True):
         with atomic.open_file(folder / f'{name}.npy') as file:
           np.save(file, array)
-      about = {'source': corpus.spec, 'documents': len(begins)}
-      atomic.write_json(folder / 'index.json', made_of | about)
+      atomic.write_json(folder / 'index.json', made_of | {'source': corpus.spec})
       try:
         folder.rename(path)
       except OSError:
@@ -169,36 +156,9 @@ def _batches(
     yield places, of_batch
 
 
-def _encode(
-  model: language_model.LanguageModel, places: Sequence[str], texts: Sequence[str]
-) -> list[list[int]]:
-  try:
-    return model.encode_texts(texts)
-  except errors.UserError as e:
-    at = {f'texts[{i}]': place for i, place in enumerate(places)}
-    errors.raise_all([error.at(at.get(error.key, error.key)) for error in e.all])
-    raise
-
-
-def _weights(words: np.ndarray, vocab_size: int) -> np.ndarray:
-  """Returns how much each word counts: the less, the larger its share of all `words` is."""
-  shares_V = np.bincount(words, minlength=vocab_size) / max(len(words), 1)
-  return (_FREQUENT / (_FREQUENT + shares_V)).astype(np.float32)
-
-
-def _pool(
-  model: language_model.LanguageModel,
-  ids: Sequence[Any],
-  pooling: str,
-  weights_V: np.ndarray,
-  progress: progress.Report | None = None,
-) -> np.ndarray:
-  """Returns the vector of each text, before `_transform`: float32 (texts, D)."""
-  if pooling != 'words':
-    before = 'last' if pooling == 'last' else 'mean'
-    return model.embed(ids, pooling=before, progress=progress)
-  table_VD = np.asarray(model.params['wte']['embedding'], np.float32)
-  return np.stack([weights_V[row] @ table_VD[row] / len(row) for row in ids])
+def _before(pooling: str) -> str:
+  """How the hidden states are pooled that `pooling` transforms."""
+  return 'last' if pooling == 'last' else 'mean'
 
 
 def _transform(vectors_ND: np.ndarray, pooling: str) -> np.ndarray:

@@ -137,12 +137,6 @@ class LanguageModel:
     """Returns the token ids of a prompt, at least one; raises `UserError` if it is invalid."""
     return prompts_lib.encode(self.config, self.tokenizer, prompt)
 
-  def encode_texts(self, texts: str | Sequence[prompts_lib.Prompt]) -> list[list[int]]:
-    """Returns the token ids of texts of any length; raises `UserError` at `texts[i]`."""
-    endless = dataclasses.replace(self.config, block_size=sys.maxsize)
-    texts = [texts] if isinstance(texts, str) else texts
-    return prompts_lib.encode_all(endless, self.tokenizer, texts, key='texts')
-
   def logits(self, tokens_BL: np.ndarray | Sequence[Sequence[int]]) -> jax.Array:
     """Returns the logits of the token after each position, float32 (B, L, `vocab_size`).
 
@@ -180,7 +174,9 @@ class LanguageModel:
       raise errors.UserError('batch_size', f'{batch_size} must be at least 1')
     if pooling not in POOLINGS:
       raise errors.UserError('pooling', f'{pooling!r} must be one of {", ".join(POOLINGS)}')
-    ids, size = self.encode_texts(texts), self.config.block_size
+    texts = [texts] if isinstance(texts, str) else texts
+    endless, size = dataclasses.replace(self.config, block_size=sys.maxsize), self.config.block_size
+    ids = prompts_lib.encode_all(endless, self.tokenizer, texts, key='texts')
     of_each = [range(0, len(row), size)[0 if pooling == 'mean' else -1 :] for row in ids]
     windows = [(n, ids[n][i : i + size]) for n, starts in enumerate(of_each) for i in starts]
     windows.sort(key=lambda window: len(window[1]))

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 from gpt_jax.data import sources
-from gpt_jax.data.tokenizers import word
 from gpt_jax.downstream import search
 from tests import raised
 from tests.generation import tiny
 
-POOLINGS = ['words', 'mean', 'last', 'centered', 'half_whitened', 'whitened']
+POOLINGS = ['mean', 'last', 'centered', 'half_whitened', 'whitened']
 TEXTS = [
   f'{a}{b} {c}'.replace(' ', '.') * n
   for n, (a, b, c) in enumerate(
@@ -72,32 +71,6 @@ def test_scores_are_cosines_of_pooled_hidden_states(corpus, tmp_path):
   (hits,) = index.search(model, ['hello'], top=99)
   found = {hit.snippet: hit.score for hit in hits}
   assert found == pytest.approx({text[:200]: score for text, score in wanted.items()}, abs=1e-5)
-
-
-def test_words_count_the_more_the_rarer_they_are(corpus, tmp_path):
-  model, texts = tiny.model(), ['aaab', 'aac', 'ad!']
-  index = _build(tmp_path / 'index', corpus(texts), pooling='words', model=model)
-  table_VD, letters = model.params['wte']['embedding'], ''.join(texts)
-
-  def mean(text):
-    weights = [1e-3 / (1e-3 + letters.count(letter) / len(letters)) for letter in text]
-    return sum(w * table_VD[i] for w, i in zip(weights, model.encode(text), strict=True))
-
-  (hits,) = index.search(model, ['adz'], top=99)  # z is in no text
-  found = {hit.snippet: hit.score for hit in hits}
-  query_D = mean('adz')
-  for text in texts:
-    cosine = mean(text) @ query_D / np.linalg.norm(mean(text)) / np.linalg.norm(query_D)
-    assert found[text] == pytest.approx(float(cosine), abs=1e-5)
-
-
-def test_the_default_depends_on_what_a_token_is(corpus):
-  of_letters, source = tiny.model(), corpus()
-  of_words = dataclasses.replace(
-    of_letters, tokenizer=word.WordTokenizer(['bad', 'cafe'], [], lowercase=True)
-  )
-  assert search.identity(of_letters, source)['pooling'] == 'half_whitened'
-  assert search.identity(of_words, source)['pooling'] == 'words'
 
 
 @pytest.mark.parametrize(
