@@ -29,13 +29,13 @@ def run(
   *,
   doc: str,
   takes_config: bool = False,
-  takes_paths: bool = False,
+  takes_words: bool = False,
   aliases: Mapping[str, str] | None = None,
 ) -> None:
   """Parses the command line, runs `main` with `flag_values` and exits; `doc` is for --help.
 
   A command that `takes_config` has `--config=FILE.py` and overrides such as `--config.a.b=v`, and
-  gets the config too; one that `takes_paths` gets a list of the arguments that are no flags.
+  gets the config too; one that `takes_words` gets a list of the arguments that are no flags.
   `aliases` are config keys or arguments -> the flags that stand for them.
   """
   # Libraries report their progress through absl's logger; a command speaks for itself.
@@ -44,7 +44,7 @@ def run(
     print(help_text(flag_values, doc=doc, takes_config=takes_config))
     sys.exit(FINISHED)
   try:
-    main(*parse(flag_values, sys.argv, takes_config=takes_config, takes_paths=takes_paths))
+    main(*parse(flag_values, sys.argv, takes_config=takes_config, takes_words=takes_words))
   except errors.UserError as e:
     print(render(e, flag_values, aliases=aliases), file=sys.stderr)
     sys.exit(USER_ERROR)
@@ -99,12 +99,12 @@ def parse(
   argv: list[str],
   *,
   takes_config: bool,
-  takes_paths: bool = False,
+  takes_words: bool = False,
 ) -> tuple[Any, ...]:
   """Parses `argv` (program first) into `flag_values`, which gets a flag for each config key.
 
-  Returns `flag_values` and, if `takes_config`, the validated config, whose file is executed once,
-  or, if `takes_paths`, the arguments that are no flags.
+  Returns `flag_values`; if `takes_config`, the validated config, whose file is executed once; if
+  `takes_words`, the arguments that are no flags.
   Raises `UserError` with everything that is wrong with the flags and the config.
   """
   if takes_config:
@@ -117,11 +117,12 @@ def parse(
     rest = flag_values(valid, known_only=True)[1:]
   except (flags.Error, ValueError) as e:
     raise errors.UserError('command line', str(e), 'see --help') from e
-  paths = [arg for arg in rest if takes_paths and not arg.startswith('-')]
-  found = [_unexpected(arg, list(flag_values)) for arg in rest if arg not in paths] + found
+  words = [arg for arg in rest if takes_words and not arg.startswith('-')]
+  found = [_unexpected(arg, list(flag_values)) for arg in rest if arg not in words] + found
+  last = (words,) if takes_words else ()
   if not takes_config:
     errors.raise_all(found)
-    return (flag_values, paths) if takes_paths else (flag_values,)
+    return (flag_values, *last)
   path = pathlib.Path(flag_values.config or '')
   if not path.is_file():
     files = ', '.join(sorted(map(str, pathlib.Path('configs').glob('*.py')))) or 'none here'
@@ -132,7 +133,7 @@ def parse(
   given = {key: str(value) for key, value in values.items() if value is not None}
   config, more = validation.override(validation.load(path), given)
   errors.raise_all(found + more + validation.problems(config))
-  return flag_values, config
+  return (flag_values, config, *last)
 
 
 def define_mesh(flag_values: flags.FlagValues) -> None:

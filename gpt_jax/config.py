@@ -32,8 +32,9 @@ class ModelConfig:
   tie_embeddings: bool = _knob(True, 'Share the token embedding with the output layer.')
   attention: str = _knob(
     'auto',
-    'Attention kernel; auto is cudnn for bfloat16 without dropout on an NVIDIA GPU, else xla.',
-    choices=('auto', 'xla', 'cudnn'),
+    'Attention kernel; auto is, without dropout, cudnn for bfloat16 on an NVIDIA GPU and splash on '
+    'a TPU, else xla.',
+    choices=('auto', 'xla', 'cudnn', 'splash'),
   )
   dtype: str = _knob(
     'float32', 'Compute type; parameters stay float32.', choices=('float32', 'bfloat16')

@@ -100,6 +100,10 @@ def _model_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
     if config.has_segments:
       problem, fix = 'cudnn cannot keep parts of a row apart', 'use xla, or other `data.chunks`'
       yield errors.UserError('model.attention', problem, fix)
+  is_splash = valid(*keys, 'model.block_size', 'data.row_length') and model.attention == 'splash'
+  if is_splash and (model.dropout > 0 or config.row_length % 128):
+    problem = 'splash needs `model.dropout=0` and rows of a multiple of 128 tokens'
+    yield errors.UserError('model.attention', problem)
   if valid('model.lora_rank', 'model.n_embd', 'init_from'):
     if rank > model.n_embd:
       problem = f'{rank} must be at most `model.n_embd` ({model.n_embd})'

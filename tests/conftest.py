@@ -1,5 +1,6 @@
 """The machine that the tests see, two devices made of the CPU, and the data that may be on it."""
 
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -55,3 +56,13 @@ def vocabulary(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('TIKTOKEN_CACHE_DIR', str(folder))
     yield
+
+
+@pytest.fixture
+def splash_interpreted(monkeypatch):
+  """Makes the attention kernel for TPUs run on a CPU."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+  make = splash_attention_kernel.make_splash_mha_single_device
+  interpreted = functools.partial(make, interpret=True)
+  monkeypatch.setattr(splash_attention_kernel, 'make_splash_mha_single_device', interpreted)

@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 from gpt_jax import (
+  bench,
   classify,
   cli,
   convert,
@@ -36,9 +37,9 @@ def get_config():
   return config_lib.Config(model=config_lib.ModelConfig(n_layer=3))
 """
 _MODULES = [train, prepare, sample, evaluate, convert, show_tokens]
-_MODULES += [classify, search, inspect, plot, runs]
+_MODULES += [classify, search, inspect, plot, runs, bench]
 _COMMANDS = {module.__name__.removeprefix('gpt_jax.'): module for module in _MODULES}
-_WITH_CONFIG = {'train', 'prepare'}
+_WITH_CONFIG = {'train', 'prepare', 'bench'}
 
 
 @pytest.fixture

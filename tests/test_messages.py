@@ -60,7 +60,7 @@ def _write_inputs(folder):
 
 def _run(name, *args):
   """Runs a command as it is typed, in this process, and returns its exit code."""
-  config = ['--config=mine.py'] if name in ('train', 'prepare') else []
+  config = ['--config=mine.py'] if name in ('train', 'prepare', 'bench') else []
   with mock.patch.object(sys, 'argv', [name, *config, *args]):
     try:
       runpy.run_module(f'gpt_jax.{name}', run_name='__main__')
@@ -262,6 +262,9 @@ _CASES = [
   plot run nonesuch --outptu=x.png
   plot run classifier
   runs --folder=nonesuch
+  bench
+  bench trian --rows=0
+  bench train --peer=nanogpt:none
   show_tokens --text=some --file=text.txt
   show_tokens --text=some --color=red
   show_tokens --text=some --tokenizer=chars

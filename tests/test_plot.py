@@ -34,7 +34,7 @@ def command(tmp_path, monkeypatch, capsys):
 
   def run(*args):
     values = plot.define_flags()
-    plot.main(*cli.parse(values, ['plot', *args], takes_config=False, takes_paths=True))
+    plot.main(*cli.parse(values, ['plot', *args], takes_config=False, takes_words=True))
     out, messages = capsys.readouterr()
     return [line.split() for line in out.splitlines()], messages
 

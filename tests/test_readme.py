@@ -49,8 +49,9 @@ def test_a_command_of_the_readme_is_understood(
   monkeypatch.chdir(REPOSITORY)
   command = importlib.import_module(words[0])
   values: flags.FlagValues = command.define_flags()
-  takes_config = words[0] in ('gpt_jax.train', 'gpt_jax.prepare')
-  cli.parse(values, words, takes_config=takes_config, takes_paths=words[0] == 'gpt_jax.plot')
+  takes_config = words[0] in ('gpt_jax.train', 'gpt_jax.prepare', 'gpt_jax.bench')
+  takes_words = words[0] in ('gpt_jax.plot', 'gpt_jax.bench')
+  cli.parse(values, words, takes_config=takes_config, takes_words=takes_words)
 
 
 def test_scripts_that_the_readme_names_are_there_and_may_be_run() -> None:

@@ -3,6 +3,7 @@
 Code outside of this package asks for the model of a config, and knows nothing of its inside.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -23,7 +24,9 @@ def make(config: config_lib.ModelConfig) -> Model:
 
 def init(config: config_lib.ModelConfig, key: jax.Array) -> Any:
   """Returns random parameters, a function of `key`; those of a classifier have its layer too."""
-  params = make(config).init(key, jnp.zeros((1, 1), jnp.int32))['params']
+  # Kernels of accelerators take no single token.
+  model = make(dataclasses.replace(config, attention='xla'))
+  params = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
   if config.classes:
     params = {**params, classifier.NAME: classifier.init(config, jax.random.fold_in(key, 1))}
   return params

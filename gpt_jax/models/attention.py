@@ -65,6 +65,8 @@ class CausalSelfAttention(nn.Module):
       y_BLHK = jax.nn.dot_product_attention(
         q_BLHK, k_BLHK, v_BLHK, is_causal=True, implementation='cudnn'
       )
+    elif cfg.attention == 'splash':
+      y_BLHK = _attend_splash(q_BLHK, k_BLHK, v_BLHK, segments_BL)
     else:
       drop = nn.Dropout(cfg.dropout, deterministic=deterministic)
       y_BLHK = _attend(q_BLHK, k_BLHK, v_BLHK, segments_BL, drop)
@@ -90,6 +92,36 @@ def _attend(
     seen = (seen & same_BLM)[:, None]
   weights_BHLM = drop(_softmax(scores_BHLM, seen).astype(v_BMHK.dtype))
   return jnp.einsum('BHLM,BMHK->BLHK', weights_BHLM, v_BMHK)
+
+
+def _attend_splash(
+  q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, segments_BL: jax.Array | None
+) -> jax.Array:
+  """Returns what `_attend` does, by JAX's kernel for TPUs, which keeps no scores in memory."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+  L, K = q_BLHK.shape[1], q_BLHK.shape[-1]
+  side = max(side for side in (128, 256, 512) if L % side == 0)
+  sides: Any = dict.fromkeys(('block_q', 'block_kv', 'block_q_dkv', 'block_kv_dkv'), side)
+  blocks = splash.BlockSizes(**sides, use_fused_bwd_kernel=True)
+
+  def attend(
+    q_BHLK: jax.Array, k_BHLK: jax.Array, v_BHLK: jax.Array, segments_BL: jax.Array | None
+  ) -> jax.Array:
+    mask = masks.MultiHeadMask([masks.CausalMask((L, L))] * q_BHLK.shape[1])
+    kernel = splash.make_splash_mha_single_device(mask, block_sizes=blocks)
+    segments = None if segments_BL is None else splash.SegmentIds(segments_BL, segments_BL)
+    return jax.vmap(kernel)(q_BHLK, k_BHLK, v_BHLK, segments)
+
+  if jax.sharding.get_abstract_mesh().axis_names:  # XLA can't share out a kernel by itself
+    heads: Any = nn.logical_to_mesh_axes(('batch', 'heads', None, None))
+    rows = None if segments_BL is None else jax.P(heads[0], None)
+    attend = jax.shard_map(
+      attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )
+  turn = functools.partial(jnp.moveaxis, source=1, destination=2)
+  return turn(attend(turn(q_BLHK * K**-0.5), turn(k_BLHK), turn(v_BLHK), segments_BL))
 
 
 def _attend_cached(

@@ -80,11 +80,9 @@ def logits(output: Output, hidden_BLD: jax.Array) -> jax.Array:
   Returns:
     logits_BLV, float32, -inf for the padding of the vocabulary.
   """
-  table_VD, vocab_size = output.table_VD, output.config.vocab_size
-  logits_BLV = layers.product(hidden_BLD, table_VD, ('vocab', 'embed'), 1, jnp.float32)
+  logits_BLV = layers.product(hidden_BLD, output.table_VD, ('vocab', 'embed'), 1, jnp.float32)
   logits_BLV = layers.constrain(logits_BLV, ('batch', None, 'vocab'))
-  if vocab_size < len(table_VD):
-    logits_BLV = jnp.where(jnp.arange(len(table_VD)) < vocab_size, logits_BLV, -jnp.inf)
+  logits_BLV = _masked(logits_BLV, output.config.vocab_size)
   if output.gates_CD is None:
     return logits_BLV
   gates_BLC = layers.product(hidden_BLD, output.gates_CD, (None, None), 1, jnp.float32)
@@ -95,64 +93,111 @@ def logits(output: Output, hidden_BLD: jax.Array) -> jax.Array:
 
 
 def loss(output: Output, hidden_BLD: jax.Array, targets_BL: jax.Array) -> jax.Array:
-  """Returns the `cross_entropy` of `logits`, of which it computes those it needs."""
-  if output.gates_CD is None:
-    return cross_entropy(logits(output, hidden_BLD), targets_BL)
+  """Returns the `cross_entropy` of `logits`, of which it computes those it needs.
+
+  Here they are rounded to the type of the hidden states; sums over them are float32.
+  """
+  table_VD, size = output.table_VD, output.config.vocab_size
   x_ND, target_N = hidden_BLD.reshape(-1, hidden_BLD.shape[-1]), targets_BL.ravel()
-  table_VD, bounds, N = output.table_VD, output.bounds, target_N.size
+  if output.gates_CD is None:
+    return _loss(x_ND, table_VD, target_N, size, ('batch', 'vocab'))
+  bounds, N = output.bounds, target_N.size
   first = bounds[0][0]
   cluster_N = sum((target_N >= start).astype(jnp.int32) for start, _ in bounds)
   rows_XD = jnp.concatenate([table_VD[:first], output.gates_CD])
-  logits_NX = layers.product(x_ND, rows_XD, (None, None), 1, jnp.float32)
-  total = cross_entropy(logits_NX, jnp.where(cluster_N > 0, first - 1 + cluster_N, target_N))
+  total = _dense(x_ND, rows_XD, jnp.where(cluster_N > 0, first - 1 + cluster_N, target_N))
   for c, (start, stop) in enumerate(bounds):
     own_N = jnp.where(cluster_N == c + 1, target_N - start, -1)
-    size = min(stop, output.config.vocab_size) - start
     # Room for some more targets than a cluster has as a rule.
-    total += _few(x_ND, table_VD[start:stop], own_N, size, max(1, N >> (3 + c)))
+    total += _few(x_ND, table_VD[start : min(stop, size)], own_N, max(1, N >> (3 + c)))
   return total
 
 
-def _dense(x_ND: jax.Array, rows_XD: jax.Array, target_N: jax.Array, size: int) -> jax.Array:
-  """The cross-entropy over the first `size` rows of a table."""
-  logits_NX = layers.product(x_ND, rows_XD, (None, None), 1, jnp.float32)
-  return cross_entropy(jnp.where(jnp.arange(len(rows_XD)) < size, logits_NX, -jnp.inf), target_N)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _few(
-  x_ND: jax.Array, rows_XD: jax.Array, target_N: jax.Array, size: int, room: int
+def _loss(
+  x_ND: jax.Array, rows_XD: jax.Array, target_N: jax.Array, size: int, axes: layers.Axes
 ) -> jax.Array:
+  """The cross-entropy over the first `size` rows of a table; `axes` are those of the logits.
+
+  JAX's own gradient would keep float32 arrays of the size of the logits. This one keeps the logits,
+  in the type of the states, and the gradient takes their place.
+  """
+  return _loss_forward(x_ND, rows_XD, target_N, size, axes)[0]
+
+
+def _loss_forward(
+  x_ND: jax.Array, rows_XD: jax.Array, target_N: jax.Array, size: int, axes: layers.Axes
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  logits_NX = _product(x_ND, rows_XD, axes)
+  losses_N, sums_N = _losses(_masked(logits_NX, size), target_N)
+  return losses_N.sum(), (x_ND, rows_XD, target_N, logits_NX, sums_N)
+
+
+def _loss_backward(
+  size: int, axes: layers.Axes, saved: tuple[jax.Array, ...], d: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+  x_ND, rows_XD, target_N, logits_NX, sums_N = saved
+  chances_NX = jnp.exp(_masked(logits_NX, size) - sums_N[:, None])
+  d_NX = d * (chances_NX - _is_target(logits_NX, target_N))
+  d_NX = jnp.where(target_N[:, None] < 0, 0, d_NX).astype(logits_NX.dtype)
+  _, pull = jax.vjp(functools.partial(_product, axes=axes), x_ND, rows_XD)
+  return (*pull(d_NX), None)
+
+
+_loss.defvjp(_loss_forward, _loss_backward)
+
+
+def _product(x_ND: jax.Array, rows_XD: jax.Array, axes: layers.Axes) -> jax.Array:
+  if axes[1] is None:
+    return layers.product(x_ND, rows_XD, (None, None), 1)
+  return layers.constrain(layers.product(x_ND, rows_XD, (axes[1], 'embed'), 1), axes)
+
+
+def _masked(logits_BLX: jax.Array, size: int) -> jax.Array:
+  """Logits in float32, -inf behind the first `size`."""
+  logits_BLX = logits_BLX.astype(jnp.float32)
+  if size == logits_BLX.shape[-1]:
+    return logits_BLX
+  return jnp.where(jnp.arange(logits_BLX.shape[-1]) < size, logits_BLX, -jnp.inf)
+
+
+def _dense(x_ND: jax.Array, rows_XD: jax.Array, target_N: jax.Array) -> jax.Array:
+  return _loss(x_ND, rows_XD, target_N, len(rows_XD), (None, None))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _few(x_ND: jax.Array, rows_XD: jax.Array, target_N: jax.Array, room: int) -> jax.Array:
   """`_dense`, computed for the targets that count alone, unless they are more than `room`."""
   place_K = _places(target_N, room)
   return jax.lax.cond(
     (target_N >= 0).sum() <= room,
-    lambda: _dense(_take(x_ND, place_K, 0), rows_XD, _take(target_N, place_K, -1), size),
-    lambda: _dense(x_ND, rows_XD, target_N, size),
+    lambda: _dense(_take(x_ND, place_K, 0), rows_XD, _take(target_N, place_K, -1)),
+    lambda: _dense(x_ND, rows_XD, target_N),
   )
 
 
 def _few_forward(
-  x_ND: jax.Array, rows_XD: jax.Array, target_N: jax.Array, size: int, room: int
+  x_ND: jax.Array, rows_XD: jax.Array, target_N: jax.Array, room: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   # With the gradient at once: a gradient through `cond` would keep room for what either way saves.
   gradient, place_K = jax.value_and_grad(_dense, (0, 1)), _places(target_N, room)
 
   def of_few() -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    x_KD, target_K = _take(x_ND, place_K, 0), _take(target_N, place_K, -1)
-    value, (dx_KD, drows_XD) = gradient(x_KD, rows_XD, target_K, size)
+    value, (dx_KD, drows_XD) = gradient(
+      _take(x_ND, place_K, 0), rows_XD, _take(target_N, place_K, -1)
+    )
     return value, (jnp.zeros_like(x_ND).at[place_K].set(dx_KD, mode='drop'), drows_XD)
 
   def of_all() -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return gradient(x_ND, rows_XD, target_N, size)
+    return gradient(x_ND, rows_XD, target_N)
 
   return jax.lax.cond((target_N >= 0).sum() <= room, of_few, of_all)
 
 
 def _few_backward(
-  size: int, room: int, saved: tuple[jax.Array, jax.Array], d: jax.Array
+  room: int, saved: tuple[jax.Array, jax.Array], d: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
-  del size, room
+  del room
   dx_ND, drows_XD = saved
   return (d * dx_ND).astype(dx_ND.dtype), (d * drows_XD).astype(drows_XD.dtype), None
 
@@ -174,9 +219,17 @@ def cross_entropy(logits_BLX: jax.Array, targets_BL: jax.Array) -> jax.Array:
 
   Targets below 0 add nothing, and their logits get no gradient.
   """
+  return _losses(logits_BLX, targets_BL)[0].sum()
+
+
+def _losses(logits_BLX: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The losses of the targets, and the log-sum-exp of the logits, both (B, L)."""
+  target_logits_BL = jnp.where(_is_target(logits_BLX, targets_BL), logits_BLX, 0.0).sum(-1)
+  sums_BL = jax.nn.logsumexp(logits_BLX, axis=-1)
+  return jnp.where(targets_BL < 0, 0.0, sums_BL - target_logits_BL), sums_BL
+
+
+def _is_target(logits_BLX: jax.Array, targets_BL: jax.Array) -> jax.Array:
   # Compared, not gathered: the gradient of a gather is a scatter into an array of logits, and a
   # gather from logits that are sharded along V would copy all of them to every device.
-  is_target_BLX = jnp.arange(logits_BLX.shape[-1]) == targets_BL[..., None]
-  target_logits_BL = jnp.where(is_target_BLX, logits_BLX, 0.0).sum(-1)
-  losses_BL = jax.nn.logsumexp(logits_BLX, axis=-1) - target_logits_BL
-  return jnp.where(targets_BL < 0, 0.0, losses_BL).sum()
+  return jnp.arange(logits_BLX.shape[-1]) == targets_BL[..., None]

@@ -28,11 +28,17 @@ def flops_per_token(config: config_lib.ModelConfig) -> float:
   """Returns training FLOPs per token, 6 (N − N_wpe) + 12 n_layer n_embd L (PaLM, appendix B).
 
   Of the six, two are for the gradient of the weights. With adapters only these N_lora of the N get
-  one: 4 (N − N_wpe) + 2 N_lora + 12 n_layer n_embd L.
+  one: 4 (N − N_wpe) + 2 N_lora + 12 n_layer n_embd L. An embedding that isn't the output layer's
+  costs nothing either, nor does an output layer that a classifier doesn't use; clusters of the
+  vocabulary count as if all were computed.
   """
-  params = models.parameter_count(config)
-  if config.kind == 'lstm':  # its table is only looked up
-    return 6 * (params - config.vocab_size * config.n_embd)
+  params, size = models.parameter_count(config), config.vocab_size
+  if config.classes or not config.tie_embeddings:
+    params -= size * config.n_embd
+  if config.classes and not config.tie_embeddings:
+    params -= size * config.hidden_width
+  if config.kind == 'lstm':
+    return 6 * params
   params -= config.block_size * config.n_embd
   adapters, _ = lora.split(models.abstract_params(config))
   trained = sum(leaf.size for leaf in jax.tree.leaves(adapters)) if adapters else params

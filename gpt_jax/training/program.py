@@ -47,12 +47,14 @@ def resolve(
     )
   attention = model.attention
   if attention == 'auto':
+    kind, attention = mesh.devices.flat[0].device_kind, 'xla'
     # cuDNN's kernel takes 16-bit floats and head widths up to 256 in steps of 8; it has no dropout
     # and can't keep packed documents apart.
-    fits = model.dtype == 'bfloat16' and not model.dropout and not config.has_segments
-    fits = fits and model.head_width % 8 == 0 and model.head_width <= 256
-    nvidia = mesh.devices.flat[0].device_kind.startswith('NVIDIA')
-    attention = 'cudnn' if fits and nvidia else 'xla'
+    narrow = model.head_width % 8 == 0 and model.head_width <= 256
+    if kind.startswith('NVIDIA') and model.dtype == 'bfloat16' and not config.has_segments:
+      attention = 'cudnn' if narrow and not model.dropout else 'xla'
+    elif kind.startswith('TPU') and config.row_length % 128 == 0 and model.kind == 'gpt':
+      attention = 'splash' if not model.dropout else 'xla'
   resolved: config_lib.Config = knobs.replace(
     config, {'model.vocab_size': size, 'model.classes': names, 'model.attention': attention}
   )

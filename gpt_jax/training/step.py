@@ -102,9 +102,10 @@ def make_train_step(
   def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
     trained, frozen = models.split_trained(model.config, state.params)
     loss, grads = gradients(trained, frozen, batch, jax.random.fold_in(key, state.step))
-    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    params = lora.join(optax.apply_updates(trained, updates), frozen)
-    metrics = {'grad_norm': optax.tree.norm(grads), 'learning_rate': schedule(state.step)}
+    with jax.named_scope('optimizer'):
+      updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+      params = lora.join(optax.apply_updates(trained, updates), frozen)
+      metrics = {'grad_norm': optax.tree.norm(grads), 'learning_rate': schedule(state.step)}
     return TrainState(state.step + 1, params, opt_state), {'loss': loss, **metrics}
 
   return train_step

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import pathlib
 import runpy
 from typing import Any
@@ -178,6 +179,30 @@ def _trained(axes, chunks='windows'):
     state, values = train_step(state, batch)
     metrics.append([float(values[name]) for name in ('loss', 'grad_norm')])
   return np.array(metrics), state
+
+
+@needs_8_devices
+def test_splash_attention_is_shared_out_among_devices(splash_interpreted):
+  del splash_interpreted
+  tokens_BL = np.random.default_rng(0).integers(0, 30, (8, 128)).astype(np.int32)
+  segments_BL = np.repeat([[1, 2], [1, 1]], 64, axis=1)[np.arange(8) % 2].astype(np.int32)
+
+  def loss(kernel, *axes):
+    sizes = {'n_layer': 1, 'n_head': 4, 'n_embd': 64, 'block_size': 128, 'pad_vocab_to': 16}
+    config = config_lib.Config(
+      model=tiny.make_config(**sizes, attention=kernel),
+      data=config_lib.DataConfig(chunks='packed'),
+      train=config_lib.TrainConfig(batch_size=8),
+      mesh=config_lib.MeshConfig(*axes),
+    )
+    mesh = mesh_lib.make_mesh(config, jax.devices()[: math.prod(axes)])
+    program = program_lib.build(config, mesh)
+    rows = (tokens_BL, tokens_BL, segments_BL)
+    arrays = [jax.device_put(x[None], program.tokens.sharding) for x in rows]
+    _, metrics = program.train_step(program.init(), batch_lib.Batch(*arrays))
+    return [float(metrics[name]) for name in ('loss', 'grad_norm')]
+
+  assert loss('splash', 2, 2, 2) == pytest.approx(loss('xla', 1, 1, 1), rel=1e-5)
 
 
 @needs_8_devices

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import cli, errors, evaluate, models
+from gpt_jax.data import loader
 from gpt_jax.training import held_out
 from gpt_jax.weights import saved_model
 from tests import raised
@@ -84,10 +85,18 @@ def test_adapters_are_merged_and_the_layer_is_new(folder):
   assert not np.array_equal(*attention) and 'score' in params
 
 
+def _held_out(saved):
+  """How many targets there are for validation, and for tests."""
+  data = loader.open_data(saved.run.read_config(), check=None)
+  rows = [d.chunks[0].rows(np.arange(len(d.chunks[0]))) for d in (data.val, data.test)]
+  return [np.count_nonzero(batch.targets >= 0) for batch in rows]
+
+
 def test_the_test_split_is_measured_document_by_document(folder):
-  found = held_out.measure(saved_model.open_model(folder / 'run'), 'test', progress=lambda *_: None)
-  assert found.confusion is not None
-  assert np.sum(found.confusion) == found.targets and found.targets == pytest.approx(60, abs=25)
+  saved = saved_model.open_model(folder / 'run')
+  found = held_out.measure(saved, 'test', progress=lambda *_: None)
+  assert found.confusion is not None and np.sum(found.confusion) == found.targets
+  assert found.targets == _held_out(saved)[1] == pytest.approx(60, abs=25)
   right = np.trace(found.confusion)
   assert (
     found.measures['accuracy'] == pytest.approx(right / found.targets)
@@ -117,6 +126,7 @@ def test_validation_of_a_language_model_is_each_token_once(folder):
   saved = saved_model.open_model(folder / 'language')
   whole, other = (held_out.measure(saved, 'validation', progress=lambda *_: None) for _ in range(2))
   assert whole == other and whole.confusion is None
+  assert whole.targets == _held_out(saved)[0]
   assert set(whole.measures) == {'loss', 'perplexity'}
   path = folder / 'language' / 'text.json'
   text = path.read_text()

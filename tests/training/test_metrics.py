@@ -113,6 +113,18 @@ def test_the_best_validation_loss_is_the_first_lowest_of_a_trained_model():
   assert best(1.0, math.nan, 3.0) == (4, 3.0)
 
 
+def test_the_best_classifier_has_the_fewest_errors_then_the_lowest_loss():
+  def best(*errors_and_losses):
+    lines = [
+      {'step': 2 * i, 'val/error': error, 'val/loss': loss}
+      for i, (error, loss) in enumerate(errors_and_losses, 1)
+    ]
+    return metrics_lib.best(lines)[0]
+
+  assert best((0.2, 0.3), (0.1, 0.9), (0.3, 0.1)) == 4
+  assert best((0.1, 0.9), (0.1, 0.3), (0.1, 0.5)) == 4
+
+
 def test_a_column_has_the_lines_that_have_its_key():
   lines = [{'step': 0, 'b': 1.0}, {'step': 1, 'a': 2.0}, {'step': 2, 'a': 3.0, 'b': 4.0}]
   assert metrics_lib.column(lines, 'a') == ([1, 2], [2.0, 3.0])

@@ -70,9 +70,14 @@ CUDNN = {'dtype': 'bfloat16', 'dropout': 0.0}
     ('NVIDIA H200', {**CUDNN, 'n_head': 4}, 'xla'),
     ('NVIDIA H200', {**CUDNN, 'attention': 'xla'}, 'xla'),
     ('cpu', CUDNN, 'xla'),
+    ('TPU v5 lite', {'block_size': 256}, 'splash'),
+    ('TPU v5 lite', {'block_size': 256, 'chunks': 'packed'}, 'splash'),
+    ('TPU v5 lite', {'block_size': 256, 'dropout': 0.1}, 'xla'),
+    ('TPU v5 lite', {'block_size': 200}, 'xla'),
+    ('TPU v5 lite', {'block_size': 256, 'kind': 'lstm', 'tie_embeddings': False}, 'xla'),
   ],
 )
-def test_auto_attention_is_cudnns_if_that_can_do_it(device, options, kernel):
+def test_auto_attention_is_the_kernel_of_the_device_if_that_can_do_it(device, options, kernel):
   mesh = mock.Mock(
     devices=np.array([SimpleNamespace(device_kind=device)]),
     shape={'data': 1, 'fsdp': 1, 'tensor': 1},
