@@ -88,8 +88,11 @@ def test_adapters_are_merged_and_the_layer_is_new(folder):
 def _held_out(saved):
   """How many targets there are for validation, and for tests."""
   data = loader.open_data(saved.run.read_config(), check=None)
-  rows = [d.chunks[0].rows(np.arange(len(d.chunks[0]))) for d in (data.val, data.test)]
-  return [np.count_nonzero(batch.targets >= 0) for batch in rows]
+  counts = []
+  for dataset in filter(None, (data.val, data.test)):
+    (chunks,) = dataset.chunks
+    counts.append(np.count_nonzero(chunks.rows(np.arange(len(chunks))).targets >= 0))
+  return counts
 
 
 def test_the_test_split_is_measured_document_by_document(folder):

@@ -119,7 +119,8 @@ def test_the_best_classifier_has_the_fewest_errors_then_the_lowest_loss():
       {'step': 2 * i, 'val/error': error, 'val/loss': loss}
       for i, (error, loss) in enumerate(errors_and_losses, 1)
     ]
-    return metrics_lib.best(lines)[0]
+    step, _ = metrics_lib.best(lines) or (None, None)
+    return step
 
   assert best((0.2, 0.3), (0.1, 0.9), (0.3, 0.1)) == 4
   assert best((0.1, 0.9), (0.1, 0.3), (0.1, 0.5)) == 4

@@ -1,5 +1,7 @@
 """The FLOPs of a step follow from the model, the peak from the device's name."""
 
+from typing import Any
+
 import pytest
 
 from gpt_jax import config as config_lib
@@ -30,9 +32,9 @@ def test_a_longer_context_costs_attention_but_not_its_position_table():
 @pytest.mark.parametrize(('kind', 'tie'), [('gpt', True), ('gpt', False), ('lstm', False)])
 def test_a_table_that_is_only_looked_up_costs_nothing(kind, tie):
   def flops(vocab_size, classes=''):
-    sizes = {'n_layer': 1, 'n_head': 2, 'n_embd': 16, 'lstm_width': 24, 'pad_vocab_to': 1}
-    model = {'kind': kind, 'tie_embeddings': tie, 'vocab_size': vocab_size, 'classes': classes}
-    return perf.flops_per_token(config_lib.ModelConfig(**sizes, **model))
+    sizes: dict[str, Any] = {'n_layer': 1, 'n_head': 2, 'n_embd': 16, 'lstm_width': 24}
+    sizes |= {'kind': kind, 'tie_embeddings': tie, 'vocab_size': vocab_size, 'classes': classes}
+    return perf.flops_per_token(config_lib.ModelConfig(**sizes))
 
   assert flops(100) - flops(90) == 6 * 10 * (16 if kind == 'gpt' else 24)  # the output layer
   assert flops(100, 'a,b') == flops(90, 'a,b')
