@@ -21,7 +21,7 @@ from gpt_jax import cli, config, errors, knobs, progress, user_cache, validation
 
 ALIASES = {'data.source': 'corpus'} | {f'data.{x}': x for x in ('text_field', 'invalid_utf8')}
 _NEEDED = ('model', 'corpus')
-_POOLINGS = ('centered', 'half_whitened', 'whitened', 'mean', 'last')  # best first
+_POOLINGS = ('centered', 'mean', 'half_whitened', 'whitened', 'last')  # best first
 
 
 def define_flags() -> flags.FlagValues:

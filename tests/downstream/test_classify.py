@@ -32,7 +32,8 @@ def _model(special_tokens: tuple[str, ...] = ('bos', 'eos'), **changes: Any) -> 
 @pytest.mark.parametrize('pooling', ['mean', 'last'])
 @pytest.mark.parametrize('special_tokens', [(), ('bos', 'eos')])
 def test_probabilities_are_those_of_training(kind, pooling, special_tokens):
-  model = _model(special_tokens, kind=kind, pooling=pooling, lstm_width=16)
+  options = {'kind': kind, 'tie_embeddings': kind == 'gpt', 'lstm_width': 16}
+  model = _model(special_tokens, pooling=pooling, **options)
   tokenizer, size = model.tokenizer, model.config.block_size
   found = classify.classify(model, TEXTS)
   for text, prediction in zip(TEXTS, found, strict=True):
