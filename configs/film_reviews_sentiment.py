@@ -14,7 +14,8 @@ words. To start from another model, name it in --config.init_from, and its sizes
 the 5,047 reviews held out for tests 89.82 % are classified rightly (the checkpoint of step 520;
 one run). Cut to 100 words (--config.data.row_length=100 --config.train.batch_size=64
 --config.train.eval_batches=35) 85.50 %, after one epoch in 11 minutes. Longer training only
-overfits: of 1,300 steps, validation was best after 650 (85.8 %), and 85.2 % after 780.
+overfits: of 1,300 steps, validation was best after 650 (85.8 %), and 85.2 % after 780. With
+dropout 0.1 and a learning rate of 5e-4 it is 85.24 %.
 """
 
 import dataclasses
