@@ -22,6 +22,9 @@ FINISHED, USER_ERROR, STOPPED = 0, 2, 75
 _KILLED_BY_SIGINT = 130
 _MESH = ('data', 'fsdp', 'tensor')
 
+# Of the flag of commands that load a model.
+DTYPE = 'Type of the weights: auto, float32, bfloat16 or int8; smaller ones are faster.'
+
 
 def run(
   main: Callable[..., None],

@@ -31,6 +31,7 @@ def define_flags() -> flags.FlagValues:
   integer('limit', None, 'Measure only the first N tokens or questions (default: all).')
   string('text_field', data.text_field, 'Field, column or feature that holds the text.')
   string('invalid_utf8', data.invalid_utf8, 'fail at bytes that are not UTF-8, or replace them.')
+  string('dtype', 'auto', cli.DTYPE)
   cli.define_mesh(values)
   string('json', None, 'File to write the results to.')
   return values
@@ -53,7 +54,7 @@ def main(values: flags.FlagValues) -> None:
       model = saved_model.open_model(values.model)
       result = held_out.measure(model, path, progress=bar.show)
     else:
-      model = language_model.load(values.model, mesh=cli.mesh(values))
+      model = language_model.load(values.model, dtype=values.dtype, mesh=cli.mesh(values))
       scorer = scoring.Scorer(model, batch_size=values.batch_size)
     if task in ('hellaswag', 'lambada'):
       measure: Any = hellaswag.measure if task == 'hellaswag' else lambada.measure
@@ -87,6 +88,8 @@ def _check(values: flags.FlagValues) -> None:
     for name in ('stride', 'split'):
       if values[name].value:
         found.append(errors.UserError(name, 'is only for texts', f'omit it for {values.data}'))
+  if values.dtype != 'auto' and values.data.startswith('run:'):
+    found.append(errors.UserError('dtype', 'is only for texts and questions', 'omit it for a run'))
   if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():
     found.append(errors.UserError('json', f'the folder of {values.json} does not exist'))
   errors.raise_all(found)

@@ -43,6 +43,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_multi_string(name, None, doc, flag_values=values)
     values[name].help = doc  # absl has added words of its own
   string('draft', None, 'A smaller model that proposes tokens: the same distribution, but faster.')
+  string('dtype', 'auto', cli.DTYPE)
   cli.define_mesh(values)
   boolean('json', False, 'Print each text and its tokens as a line of JSON.')
   boolean('log_probs', False, 'Add log-probabilities to the JSON.')
@@ -70,7 +71,7 @@ def main(values: flags.FlagValues) -> None:
     from gpt_jax.generation import interactive, language_model  # slow, so after the checks
 
     user_cache.enable_compilation_cache()
-    load = functools.partial(language_model.load, mesh=cli.mesh(values))
+    load = functools.partial(language_model.load, dtype=values.dtype, mesh=cli.mesh(values))
     model = load(values.model)
     if values.draft:
       request = dataclasses.replace(request, draft=load(values.draft))

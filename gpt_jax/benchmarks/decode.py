@@ -19,12 +19,17 @@ def measure(config: config_lib.Config, options: options_lib.Options) -> list[fig
 
   Raises `UserError` if prompt and new tokens are more than the context.
   """
-  model = language_model.load(options.model) if options.model else _random_model(config.model)
+  model = (
+    language_model.load(options.model, dtype=options.dtype)
+    if options.model
+    else _random_model(config.model, options.dtype)
+  )
   model = dataclasses.replace(model, tokenizer=None)  # no token ends a text
   L, new, most = options.prompt_tokens, options.new_tokens, model.config.block_size
   if L + new > most:
     problem = f'{L} + {new} (`prompt_tokens` + `new_tokens`) must be at most the context, {most}'
     raise errors.UserError('new_tokens', problem)
+  dtype = model.config.dtype if options.dtype == 'auto' else options.dtype
   found = []
   for B in options.row_counts:
     prompts_BL = np.random.default_rng(0).integers(model.config.vocab_size, size=(B, L))
@@ -32,18 +37,19 @@ def measure(config: config_lib.Config, options: options_lib.Options) -> list[fig
     first, rate = map(list, zip(*both[1:], strict=True))  # without the warm-up
     note = f'{B} × {new - 1} tokens after the first'
     found += [
-      figures.Figure(f'first token × {B}', 'ms', first, f'{model.config.dtype}, {B} × {L} tokens'),
+      figures.Figure(f'first token × {B}', 'ms', first, f'{dtype}, {B} × {L} tokens'),
       figures.Figure(f'rate × {B}', 'tokens/s', rate, note),
     ]
   return found
 
 
-def _random_model(model: config_lib.ModelConfig) -> language_model.LanguageModel:
+def _random_model(model: config_lib.ModelConfig, dtype: str) -> language_model.LanguageModel:
   """Returns a model like those of `language_model.load`, with random parameters."""
-  dtype = 'float32' if jax.default_backend() == 'cpu' else model.dtype
-  model = dataclasses.replace(model, attention='xla', dtype=dtype)
+  if dtype == 'auto':
+    dtype = 'float32' if jax.default_backend() == 'cpu' else model.dtype
+  model = dataclasses.replace(model, attention='xla')
   params = jax.jit(functools.partial(models.init, model))(jax.random.key(0))
-  return language_model.LanguageModel(model, models.cast_matrices(params, dtype), None)
+  return language_model.LanguageModel(*models.for_inference(model, params, dtype), None)
 
 
 def _generate(

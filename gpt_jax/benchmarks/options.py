@@ -23,6 +23,9 @@ class Options:
   prompt_tokens: int = _knob(16, 'decode: tokens of each prompt.', at_least=1)
   new_tokens: int = _knob(128, 'decode: tokens generated for each prompt.', at_least=2)
   model: str = _knob('', 'decode: a model to read; empty: random parameters of the config.')
+  dtype: str = _knob(
+    'auto', 'decode: type of the weights.', choices=('auto', 'float32', 'bfloat16', 'int8')
+  )
   trace: str = _knob('', 'train: folder for a profile of some steps, of which a table is printed.')
   json: str = _knob('', 'File to write all values to.')
   peer: str = _knob(

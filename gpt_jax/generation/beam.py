@@ -23,7 +23,7 @@ from gpt_jax.generation import decode
 from gpt_jax.generation import sampling as sampling_lib
 from gpt_jax.generation import settings as settings_lib
 from gpt_jax.generation import state as state_lib
-from gpt_jax.models import attention
+from gpt_jax.models import attention, quantized
 
 
 class _Beams(NamedTuple):
@@ -60,7 +60,7 @@ def search(
   return decode.Search((model,), (params,), of_beams, K, step=settings.max_new_tokens)
 
 
-@functools.partial(jax.jit, static_argnames=('models', 'num_beams'))
+@functools.partial(quantized.Jit, static_argnames=('models', 'num_beams'))
 def advance(
   models: tuple[models.Model],
   params: tuple[Any],

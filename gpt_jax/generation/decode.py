@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gpt_jax import models
 from gpt_jax.generation import sampling as sampling_lib
 from gpt_jax.generation import state as state_lib
-from gpt_jax.models import attention
+from gpt_jax.models import attention, quantized
 
 
 class Search(NamedTuple):
@@ -28,7 +28,7 @@ class Search(NamedTuple):
   lookahead: int = 0  # positions that it uses after the last token it keeps
 
 
-@functools.partial(jax.jit, static_argnames='models', donate_argnames='state')
+@functools.partial(quantized.Jit, static_argnames='models', donate_argnames='state')
 def advance(
   models: tuple[models.Model],
   params: tuple[Any],

@@ -27,7 +27,7 @@ from gpt_jax.parallel import sharding
 from gpt_jax.weights import saved_model
 
 POOLINGS = ('mean', 'last')
-_DTYPES = ('auto', 'float32', 'bfloat16')
+_DTYPES = ('auto', 'float32', 'bfloat16', 'int8')
 _STOP_INTERVAL = 16  # tokens after which stop strings are searched for
 # Seconds that a call of the device may take, until progress is reported and it can be interrupted:
 _STREAM_PATIENCE, _BATCH_PATIENCE = 0.05, 0.5
@@ -223,8 +223,9 @@ def load(
   Args:
     path: A run's workdir, one checkpoint in it, or a model directory of Hugging Face or OpenAI; see
       `saved_model.open_model`.
-    dtype: The type to compute in and to keep matrices in: float32, bfloat16, or auto: the type the
-      model was trained in (others: float32), but float32 on a CPU, which is slower in bfloat16.
+    dtype: The type of the matrices: float32, bfloat16, int8 (with a float32 scale for each output),
+      or auto: the type the model was trained in (others: float32), but float32 on a CPU. A CPU
+      computes the rest in float32, an accelerator in bfloat16.
     mesh: How several devices share the model: `fsdp` and `tensor` shard its parameters, and
       measurements split their batches over `data` × `fsdp`. None is the first device.
 
@@ -239,15 +240,14 @@ def load(
   if dtype == 'auto':
     dtype = 'float32' if device.platform == 'cpu' else saved.config.dtype
   # Decoding has its own attention, and the machine need not be the one that trained.
-  config = dataclasses.replace(saved.config, attention='xla', dtype=dtype)
+  config = dataclasses.replace(saved.config, attention='xla')
   if mesh is None:
     abstract = models.abstract_params(config, jax.sharding.SingleDeviceSharding(device))
   else:
     config = dataclasses.replace(config, pad_vocab_to=math.lcm(config.pad_vocab_to, mesh.tensor))
     abstract = _sharded(config, mesh)
-  return LanguageModel(
-    config, models.cast_matrices(saved.load(abstract), dtype), saved.tokenizer, saved.step
-  )
+  config, params = models.for_inference(config, saved.load(abstract), dtype)
+  return LanguageModel(config, params, saved.tokenizer, saved.step)
 
 
 def _sharded(model: config_lib.ModelConfig, mesh: config_lib.MeshConfig) -> Any:

@@ -23,6 +23,7 @@ from gpt_jax.generation import decode
 from gpt_jax.generation import sampling as sampling_lib
 from gpt_jax.generation import settings as settings_lib
 from gpt_jax.generation import state as state_lib
+from gpt_jax.models import quantized
 
 if TYPE_CHECKING:
   from gpt_jax.generation import language_model
@@ -57,7 +58,9 @@ def search(
   )
 
 
-@functools.partial(jax.jit, static_argnames=('models', 'num_proposals'), donate_argnames='state')
+@functools.partial(
+  quantized.Jit, static_argnames=('models', 'num_proposals'), donate_argnames='state'
+)
 def advance(
   models: tuple[models.Model, models.Model],
   params: tuple[Any, Any],

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from gpt_jax import config as config_lib
-from gpt_jax.models import classifier, gpt, lora, lstm
+from gpt_jax.models import classifier, gpt, lora, lstm, quantized
 
 Model = gpt.GPT | lstm.LSTM
 _TABLES = (('wte', 'embedding'), ('lm_head',))  # a row for each token
@@ -32,14 +32,34 @@ def init(config: config_lib.ModelConfig, key: jax.Array) -> Any:
   return params
 
 
-def cast_matrices(params: Any, dtype: str) -> Any:
-  """Casts kernels and embeddings to `dtype`, for inference; all else stays as it is."""
-  matrices = ('kernel', 'embedding', 'lm_head')
+def for_inference(
+  config: config_lib.ModelConfig, params: Any, dtype: str
+) -> tuple[config_lib.ModelConfig, Any]:
+  """Returns a model whose matrices take as little memory as `dtype` says, and its config.
 
-  def cast(path: Any, x: jax.Array) -> jax.Array:
-    return x.astype(dtype) if path[-1].key in matrices else x
+  With float32 parameters stay as they are. Else matrices are quantized, except that an accelerator
+  computes in bfloat16 anyway: there bfloat16 only casts them. The tree keeps its names, but a tied
+  table has a copy for the output layer, `lm_head`. Of an LSTM the output layer alone is quantized.
+  """
+  if dtype == 'float32':
+    return dataclasses.replace(config, dtype=dtype), params
+  on_cpu = jax.default_backend() == 'cpu'
+  config = dataclasses.replace(config, dtype='float32' if on_cpu else 'bfloat16')
+  quantizes = on_cpu or dtype == 'int8'
 
-  return jax.tree_util.tree_map_with_path(cast, params)
+  def convert(path: Any, x: jax.Array) -> Any:
+    name = path[-1].key
+    if name == 'kernel' and quantizes and config.kind == 'gpt':
+      return quantized.quantize(jnp.swapaxes(x, -1, -2), dtype)
+    if name == 'lm_head' and quantizes:
+      return quantized.quantize(x, dtype)
+    casts = name in ('kernel', 'embedding', 'lm_head') and not on_cpu
+    return x.astype('bfloat16') if casts else x
+
+  if quantizes and config.tie_embeddings:
+    config = dataclasses.replace(config, tie_embeddings=False)
+    params = {**params, 'lm_head': params['wte']['embedding']}
+  return config, jax.tree_util.tree_map_with_path(convert, params)
 
 
 def abstract_params(

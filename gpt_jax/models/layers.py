@@ -16,6 +16,7 @@ import jax
 from flax import linen as nn
 
 from gpt_jax import config as config_lib
+from gpt_jax.models import quantized
 
 INIT_STD = 0.02
 _LAYER_NORM_EPS = 1e-5
@@ -50,7 +51,12 @@ class Dense(nn.Module):
       return self.param(name, init, (*shape, F)).reshape(*shape, *self.features)
 
     x_BLD = x_BLD.astype(cfg.dtype)
-    y_BLF = product(x_BLD, weights('kernel', nn.initializers.normal(self.std), D), self.axes)
+    kernel = quantized.param(self, 'kernel', nn.initializers.normal(self.std), (D, F))
+    if isinstance(kernel, quantized.Weights):
+      y_BLF = quantized.product(x_BLD, kernel).reshape(*x_BLD.shape[:-1], *self.features)
+      y_BLF = y_BLF.astype(cfg.dtype)
+    else:
+      y_BLF = product(x_BLD, kernel.reshape(D, *self.features), self.axes)
     if cfg.bias:
       y_BLF += weights('bias', nn.initializers.zeros).astype(cfg.dtype)
     if R := cfg.lora_rank:
@@ -113,7 +119,15 @@ def _backward(
   # Not one and its transpose: XLA adds what devices have of equal arrays before it reduces them.
   factors = (dy_NF, x_ND) if contracted else (x_ND, dy_NF)
   numbers = (((0,), (0,)), ((), ()))
-  dw_DF = jax.lax.dot_general(*factors, numbers, preferred_element_type=w_DF.dtype)
+  multiply = functools.partial(
+    jax.lax.dot_general, dimension_numbers=numbers, preferred_element_type=w_DF.dtype
+  )
+  # XLA's CPU backend lacks this product of bfloat16 for several axes F; in float32 it is as fast.
+  dw_DF: Any = jax.lax.platform_dependent(
+    *factors,
+    cpu=lambda *factors: multiply(*(factor.astype(w_DF.dtype) for factor in factors)),
+    default=multiply,
+  )
   return dx_ND.reshape(x_BLD.shape), constrain(dw_DF, axes)
 
 

@@ -17,21 +17,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gpt_jax import config as config_lib
-from gpt_jax.models import attention, layers
+from gpt_jax.models import attention, layers, quantized
 
 
 class Output(NamedTuple):
   """The parameters of an output layer."""
 
   config: config_lib.ModelConfig
-  table_VD: jax.Array
+  table_VD: jax.Array | quantized.Weights
   gates_CD: jax.Array | None  # if there are clusters
 
   @property
   def bounds(self) -> list[tuple[int, int]]:
     """The first id of each cluster but that of frequent words, and the first behind it."""
     starts = self.config.cluster_starts
-    return list(zip(starts, (*starts[1:], len(self.table_VD)), strict=True))
+    return list(zip(starts, (*starts[1:], self.config.padded_vocab_size), strict=True))
 
 
 class LanguageModel(nn.Module):
@@ -45,7 +45,8 @@ class LanguageModel(nn.Module):
   def setup_output(self) -> None:
     cfg, init = self.config, nn.initializers.normal(layers.INIT_STD)
     if not cfg.tie_embeddings:
-      self.lm_head = self.param('lm_head', init, (cfg.padded_vocab_size, cfg.hidden_width))
+      shape = (cfg.padded_vocab_size, cfg.hidden_width)
+      self.lm_head = quantized.param(self, 'lm_head', init, shape)
     if cfg.clusters:
       self.gates = self.param('gates', init, (len(cfg.cluster_starts), cfg.hidden_width))
 
@@ -80,7 +81,10 @@ def logits(output: Output, hidden_BLD: jax.Array) -> jax.Array:
   Returns:
     logits_BLV, float32, -inf for the padding of the vocabulary.
   """
-  logits_BLV = layers.product(hidden_BLD, output.table_VD, ('vocab', 'embed'), 1, jnp.float32)
+  if isinstance(output.table_VD, quantized.Weights):
+    logits_BLV = quantized.product(hidden_BLD, output.table_VD)
+  else:
+    logits_BLV = layers.product(hidden_BLD, output.table_VD, ('vocab', 'embed'), 1, jnp.float32)
   logits_BLV = layers.constrain(logits_BLV, ('batch', None, 'vocab'))
   logits_BLV = _masked(logits_BLV, output.config.vocab_size)
   if output.gates_CD is None:
@@ -97,7 +101,8 @@ def loss(output: Output, hidden_BLD: jax.Array, targets_BL: jax.Array) -> jax.Ar
 
   Here they are rounded to the type of the hidden states; sums over them are float32.
   """
-  table_VD, size = output.table_VD, output.config.vocab_size
+  table_VD: Any = output.table_VD  # quantized weights aren't trained
+  size = output.config.vocab_size
   x_ND, target_N = hidden_BLD.reshape(-1, hidden_BLD.shape[-1]), targets_BL.ravel()
   if output.gates_CD is None:
     return _loss(x_ND, table_VD, target_N, size, ('batch', 'vocab'))

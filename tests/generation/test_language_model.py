@@ -1,6 +1,5 @@
 """A model takes text or token ids and returns text and token ids, or names what is invalid."""
 
-import dataclasses
 import functools
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from gpt_jax import config as config_lib
 from gpt_jax import models
 from gpt_jax.data.tokenizers import char
 from gpt_jax.generation import beam, decode, language_model, loop, prompts, speculative
-from gpt_jax.weights import saved_model
 from tests.generation import tiny
 
 BLOCK, LETTERS = tiny.BLOCK, tiny.LETTERS
@@ -171,7 +169,7 @@ def test_a_repeated_prompt_is_encoded_once(monkeypatch):
     ('tokens_BL', lambda: tiny.model().logits([[1], [30]])),
     ('tokens_BL', lambda: tiny.model().logits(np.array([[0.5]]))),
     ('tokens_BL', lambda: tiny.model().logits([[1] * (BLOCK + 1)])),
-    ('dtype', lambda: gpt_jax.load('nowhere', dtype='int8')),
+    ('dtype', lambda: gpt_jax.load('nowhere', dtype='int4')),
   ],
 )
 def test_invalid_arguments_are_named_at_once(key, call):
@@ -236,37 +234,34 @@ def untied(request):
   return request.config.rootpath / 'tests/weights/fixtures/huggingface/untied'
 
 
-@pytest.mark.parametrize(
-  ('dtype', 'expected'), [('auto', 'float32'), ('float32', 'float32'), ('bfloat16', 'bfloat16')]
-)
-def test_matrices_have_the_requested_type_others_float32(untied, dtype, expected, monkeypatch):
-  assert jax.default_backend() == 'cpu'
-  saved = saved_model.open_model(untied)
-  trained = dataclasses.replace(saved.config, dtype='bfloat16')
-  changed = dataclasses.replace(saved, config=trained)
-  monkeypatch.setattr(saved_model, 'open_model', lambda path: changed)
-  model = gpt_jax.load(untied, dtype=dtype)
-  assert model.config.dtype == expected and model.step is None
-  for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-    is_matrix = path[-1].key in ('kernel', 'embedding', 'lm_head')
-    assert leaf.dtype == jnp.dtype(expected if is_matrix else 'float32'), path
+@pytest.mark.parametrize('name', ['untied', 'tied'])
+@pytest.mark.parametrize('dtype', ['auto', 'bfloat16', 'int8'])
+def test_matrices_have_the_requested_type_the_rest_is_float32_on_a_cpu(untied, name, dtype):
+  whole = gpt_jax.load(untied.with_name(name), dtype='float32')
+  model = gpt_jax.load(untied.with_name(name), dtype=dtype)
+  assert model.config.dtype == 'float32' and model.step is None
+  leaves = jax.tree_util.tree_leaves_with_path(whole.params)
+  paths = {tuple(key.key for key in path) for path, _ in leaves} | {('lm_head',)}
+  for path in paths:
+    leaf: Any = functools.reduce(lambda tree, key: tree.get(key), path, model.params)
+    if dtype != 'auto' and path[-1] in ('kernel', 'lm_head'):
+      assert leaf.values_FD.dtype == dtype and (leaf.scale_F1 is None) == (dtype == 'bfloat16')
+    elif path != ('lm_head',) or name == 'untied':
+      assert leaf.dtype == 'float32', path
 
 
-def test_bfloat16_matrices_give_the_numbers_of_float32_ones_computed_in_bfloat16(untied):
-  """Products round kernels anyway; embeddings are not rounded before they are added."""
-  kept, whole = gpt_jax.load(untied, dtype='bfloat16'), gpt_jax.load(untied)
-  rounded = jax.tree_util.tree_map_with_path(
-    lambda path, x: jnp.float32(jnp.bfloat16(x)) if path[-1].key == 'embedding' else x, whole.params
-  )
-  # Otherwise XLA leaves out roundings, depending on what it fuses.
-  options = {'xla_allow_excess_precision': False}
-  forward = jax.jit(models.make(kept.config).apply, compiler_options=options)
-  tokens_BL = np.arange(14).reshape(2, 7)
-  result_BLV, expected_BLV = (
-    forward({'params': params}, tokens_BL)[0] for params in (kept.params, rounded)
-  )
-  np.testing.assert_array_equal(result_BLV, expected_BLV)
-  assert np.abs(np.asarray(kept.logits(tokens_BL) - whole.logits(tokens_BL))).max() > 1e-4
+@pytest.mark.parametrize('name', ['untied', 'tied'])
+@pytest.mark.parametrize(('dtype', 'bits'), [('bfloat16', 8), ('int8', 7)])
+def test_quantized_matrices_change_logits_by_their_rounding_alone(untied, name, dtype, bits):
+  whole, model = (gpt_jax.load(untied.with_name(name), dtype=d) for d in ('float32', dtype))
+  for tokens_BL in (
+    np.array([[3]]),
+    np.arange(14).reshape(2, 7),
+    np.arange(96).reshape(8, 12) % 50,
+  ):
+    exact, rounded = np.asarray(whole.logits(tokens_BL)), np.asarray(model.logits(tokens_BL))
+    error = np.abs(exact - rounded).max() / np.abs(exact).max()
+    assert 2.0 ** -(bits + 8) < error < 2.0 ** -(bits - 3)
 
 
 def test_a_hugging_face_model_generates_without_optax_and_orbax(request):

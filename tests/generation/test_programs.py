@@ -23,7 +23,7 @@ BLOCK, VOCAB, PROMPTS = tiny.BLOCK, tiny.VOCAB, tiny.PROMPTS
 def test_only_buckets_rows_and_processors_compile():
   model = tiny.model(block_size=40, n_embd=8)
 
-  programs: tuple[Any, ...] = state_lib.prefill, decode.advance
+  programs: tuple[Any, ...] = state_lib.prefill, decode.advance.program
 
   def compiled(lengths, **options):
     before = [program._cache_size() for program in programs]
@@ -75,7 +75,7 @@ def _programs(**options):
   prefill = functools.partial(state_lib.prefill, modules, **fixed)
   how = sampling.make(settings_lib.Settings(**options), vocab_size=VOCAB)
   state = jax.eval_shape(prefill, params, *arguments)
-  advance = functools.partial(decode.advance, modules)
+  advance = functools.partial(decode.advance.__wrapped__, modules)
   return (
     jax.make_jaxpr(prefill)(params, *arguments).jaxpr,
     jax.make_jaxpr(advance)(params, state, how, 5).jaxpr,

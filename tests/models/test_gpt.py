@@ -142,15 +142,6 @@ def test_padding_does_not_count_as_parameters(tie_embeddings):
   assert models.parameter_count(padded) == sum(map(math.prod, shapes.values()))
 
 
-def test_casting_for_inference_rounds_matrices_alone():
-  params = tiny.make_params(tie_embeddings=False)
-  types = tiny.by_path(
-    jax.tree.map(lambda x: x.dtype.name, models.cast_matrices(params, 'bfloat16'))
-  )
-  for path, leaf in tiny.by_path(params).items():
-    assert types[path] == ('bfloat16' if leaf.ndim == 2 else 'float32'), path
-
-
 # Initialisation.
 
 
