@@ -76,18 +76,25 @@ def test_perplexity_of_a_text(command, saved, monkeypatch):
   assert command('--data=text:text.txt', '--limit=9')[1]['tokens'] == 8
 
 
+def test_weights_of_fewer_bits_give_nearly_the_same_loss(command):
+  _, found = command('--data=text:text.txt')
+  for dtype in ('bfloat16', 'int8'):
+    _, other = command('--data=text:text.txt', f'--dtype={dtype}')
+    assert 0 < abs(other['loss'] - found['loss']) < 0.02 * found['loss']
+
+
 def test_a_model_that_reads_one_token_is_measured(command, saved, monkeypatch):
   model = language_model.load(saved)
   params = model.params | {'wpe': {'embedding': model.params['wpe']['embedding'][:1]}}
   shorter = dataclasses.replace(model.config, block_size=1)
   model = dataclasses.replace(model, config=shorter, params=params)
-  monkeypatch.setattr(language_model, 'load', lambda path, mesh: model)
+  monkeypatch.setattr(language_model, 'load', lambda path, **_: model)
   assert command('--data=text:text.txt')[1]['stride'] == 1
 
 
 def test_questions_and_the_step_of_a_checkpoint(command, saved, monkeypatch):
   model = dataclasses.replace(language_model.load(saved), step=7)
-  monkeypatch.setattr(language_model, 'load', lambda path, mesh: model)
+  monkeypatch.setattr(language_model, 'load', lambda path, **_: model)
   out, found = command('--data=hellaswag:h.jsonl')
   assert (found['task'], found['examples'], found['shortened']) == ('hellaswag', 1, 1)
   assert found['acc'] in (0, 1) and f'{found["acc"]:.2%}' in out
@@ -119,6 +126,8 @@ def test_each_phase_shows_its_progress_to_the_end(command, monkeypatch, data):
     (['--data=text:none', '--stride=9'], '--stride'),
     (['--data=lambada:l.jsonl', '--stride=2'], '--stride'),
     (['--data=lambada:l.jsonl', '--split=test'], '--split'),
+    (['--data=run:test', '--dtype=int8'], '--dtype'),
+    (['--data=text:text.txt', '--dtype=int4'], '--dtype'),
     (['--data=text:text.txt', '--json=.'], '--json'),
     (['--data=text:text.txt', '--json=none/x', '--model=not read'], '--json'),
     (['--data=jsonl:l.jsonl', '--text_field=words'], '--text_field'),

@@ -241,6 +241,8 @@ _CASES = [
   evaluate --model=run --data=hellaswag:hellaswag.jsonl
   evaluate --model=run --data=lambada:lambada.jsonl
   evaluate --model=run --data=lambada:lambada.jsonl --stride=2
+  evaluate --model=run --data=run:test --dtype=int8
+  sample --model=run --dtype=int4
   evaluate --model=run --data=text:text.txt --json=none/x.json
   sample --model=classifier
   convert --model=classifier --output=exported

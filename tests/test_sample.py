@@ -47,7 +47,7 @@ def model(directory):
 def command(model, tmp_path, monkeypatch, capsys):
   """A function that runs the command with a loaded model: exit code, stdout, stderr."""
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(language_model, 'load', lambda path, mesh: model)
+  monkeypatch.setattr(language_model, 'load', lambda path, **_: model)
 
   def run(*args, stdin=b''):
     monkeypatch.setattr(sys, 'argv', ['sample', '--model=some/run', *args])
@@ -102,6 +102,15 @@ def test_flags_reach_the_model(command, model, monkeypatch):
   request = options.make(**plain, ban=[3, 'e'], logit_bias={'t': -2, ':': 1}, draft=model)
   given = generate.call_args.kwargs
   assert (given['request'], given['log_probs']) == (request, False)
+
+
+def test_the_type_of_the_weights_and_of_those_of_a_draft_is_chosen_by_a_flag(
+  command, model, monkeypatch
+):
+  load = mock.Mock(return_value=model)
+  monkeypatch.setattr(language_model, 'load', load)
+  assert command(SHORT, '--dtype=int8', '--draft=another/run')[0] == 0
+  assert [call.kwargs for call in load.call_args_list] == [{'dtype': 'int8', 'mesh': None}] * 2
 
 
 def test_what_is_streamed_is_what_a_batch_gives(command, model):
@@ -170,7 +179,7 @@ WRONG += ['--stop=\\q', '--stop=a\\', '--logit_bias=e', '--logit_bias=e:much']
 def test_mistakes_come_before_the_model_is_loaded(command, monkeypatch, tmp_path, args, keys):
   (tmp_path / 'empty.txt').write_text('')
   (tmp_path / 'bytes.txt').write_bytes(b'some\n\xff\nto\xff\nto')
-  monkeypatch.setattr(language_model, 'load', lambda path, mesh: pytest.fail('it was loaded'))
+  monkeypatch.setattr(language_model, 'load', lambda path, **_: pytest.fail('it was loaded'))
   code, out, messages = command(*args)
   assert (code, out, _keys(messages)) == (2, '', keys) and messages.startswith('error: ')
 
@@ -293,6 +302,6 @@ def test_other_failures_of_a_device_are_not_hidden():
 
 def test_a_model_without_tokenizer_is_refused(command, model, monkeypatch):
   bare = language_model.LanguageModel(model.config, model.params, None)
-  monkeypatch.setattr(language_model, 'load', lambda path, mesh: bare)
+  monkeypatch.setattr(language_model, 'load', lambda path, **_: bare)
   code, out, messages = command()
   assert (code, out) == (2, '') and messages.startswith('error: --model: ')

@@ -16,7 +16,7 @@ from gpt_jax.generation import rows as rows_lib
 from gpt_jax.generation import sampling as sampling_lib
 from gpt_jax.generation import state as state_lib
 
-_SMALLEST_BUCKET = 32
+_SMALLEST_BUCKET = 16
 
 
 def run(

@@ -254,11 +254,7 @@ def test_matrices_have_the_requested_type_the_rest_is_float32_on_a_cpu(untied, n
 @pytest.mark.parametrize(('dtype', 'bits'), [('bfloat16', 8), ('int8', 7)])
 def test_quantized_matrices_change_logits_by_their_rounding_alone(untied, name, dtype, bits):
   whole, model = (gpt_jax.load(untied.with_name(name), dtype=d) for d in ('float32', dtype))
-  for tokens_BL in (
-    np.array([[3]]),
-    np.arange(14).reshape(2, 7),
-    np.arange(96).reshape(8, 12) % 50,
-  ):
+  for tokens_BL in (np.array([[3]]), np.arange(14).reshape(2, 7)):
     exact, rounded = np.asarray(whole.logits(tokens_BL)), np.asarray(model.logits(tokens_BL))
     error = np.abs(exact - rounded).max() / np.abs(exact).max()
     assert 2.0 ** -(bits + 8) < error < 2.0 ** -(bits - 3)

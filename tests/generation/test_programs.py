@@ -40,7 +40,7 @@ def test_only_buckets_rows_and_processors_compile():
 
 @pytest.mark.parametrize(
   ('block_size', 'length', 'expected'),
-  [(1024, 1, 32), (1024, 32, 32), (1024, 33, 64), (1024, 513, 1024), (1000, 600, 1000), (8, 3, 8)],
+  [(1024, 1, 16), (1024, 32, 32), (1024, 33, 64), (1024, 513, 1024), (1000, 600, 1000), (8, 3, 8)],
 )
 def test_lengths_are_padded_to_few_sizes(block_size, length, expected):
   assert loop.bucket(length, block_size) == expected
