@@ -39,7 +39,8 @@ def for_inference(
 
   With float32 parameters stay as they are. Else matrices are quantized, except that an accelerator
   computes in bfloat16 anyway: there bfloat16 only casts them. The tree keeps its names, but a tied
-  table has a copy for the output layer, `lm_head`. Of an LSTM the output layer alone is quantized.
+  table has a copy for the output layer, `lm_head`. Of an LSTM the output layer alone is quantized,
+  the layer of a classifier never.
   """
   if dtype == 'float32':
     return dataclasses.replace(config, dtype=dtype), params
@@ -48,8 +49,9 @@ def for_inference(
   quantizes = on_cpu or dtype == 'int8'
 
   def convert(path: Any, x: jax.Array) -> Any:
-    name = path[-1].key
-    if name == 'kernel' and quantizes and config.kind == 'gpt':
+    part, name = path[0].key, path[-1].key
+    is_dense = name == 'kernel' and config.kind == 'gpt' and part != classifier.NAME
+    if is_dense and quantizes:
       return quantized.quantize(jnp.swapaxes(x, -1, -2), dtype)
     if name == 'lm_head' and quantizes:
       return quantized.quantize(x, dtype)

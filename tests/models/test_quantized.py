@@ -103,6 +103,14 @@ def test_float32_parameters_stay_as_they_are():
   assert same.dtype == 'float32' and same.tie_embeddings and kept is params
 
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'int8'])
+def test_the_layer_of_a_classifier_stays_as_it_is(dtype):
+  config = tiny.make_config(classes='neg,pos')
+  params = models.init(config, jax.random.key(0))
+  _, quantized_params = models.for_inference(config, params, dtype)
+  assert quantized_params['score'] == params['score']
+
+
 def test_of_an_lstm_the_output_layer_alone_is_quantized():
   changes = {'kind': 'lstm', 'tie_embeddings': False, 'lstm_width': 8}
   config, params = tiny.make_config(**changes), tiny.make_params(**changes)
