@@ -178,6 +178,7 @@ def test_a_peer_that_fails_is_named_with_its_last_words(command, peer, tmp_path)
     ('matmul', ['--config.model.kind=lstm', '--config.model.tie_embeddings=false'], ['model.kind']),
     ('decode', ['--config.task=classify', '--config.data.label_field=label'], ['model.kind']),
     ('train', ['--peer=nonesuch'], ['peer']),
+    ('train', ['--dtype=int8'], ['dtype']),
     ('train', ['--peer=nanogpt'], ['peer']),
     ('train', ['--peer=nanogpt:.'], ['peer']),
     ('train', ['--peer=transformers'], ['peer']),

@@ -54,6 +54,8 @@ def problems(mode: str, config: config_lib.Config, options: Options) -> Iterator
   for name, only in (('trace', 'train'), ('model', 'decode')):
     if getattr(options, name) and (mode != only or options.peer):
       yield errors.UserError(name, f'is only for {only}, without `peer`')
+  if options.dtype != 'auto' and mode != 'decode':
+    yield errors.UserError('dtype', 'is only for decode')
   is_gpt = config.model.kind == 'gpt' and config.task == 'next_token'
   if mode in ('decode', 'matmul') and not is_gpt:
     yield errors.UserError('model.kind', f'{mode} needs a gpt that predicts the next token')
