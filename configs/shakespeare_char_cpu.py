@@ -42,5 +42,4 @@ def get_config() -> config_lib.Config:
       b2=0.99,
       clip=1.0,
     ),
-    mesh=config_lib.MeshConfig(cpu_devices=2),
   )

@@ -230,8 +230,7 @@ class MeshConfig:
   tensor: int = _knob(1, 'Devices that shard heads, MLP and vocabulary.', at_least=1)
   cpu_devices: int = _knob(
     1,
-    'Devices to simulate on the CPU if there is no accelerator; one per core is fastest for small '
-    'models, and each holds a copy of the parameters.',
+    'Devices to simulate on the CPU if there is no accelerator, to try a mesh.',
     at_least=1,
   )
 

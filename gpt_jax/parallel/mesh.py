@@ -19,10 +19,7 @@ BATCH_AXES = ('data', 'fsdp')
 def start(mesh: config_lib.MeshConfig) -> None:
   """Makes `mesh.cpu_devices` devices of the CPU, unless XLA_FLAGS gives their number.
 
-  To be called before JAX first looks at its devices; has no effect on accelerators. The products of
-  a small batch are too little work to share among cores; halves of the batch on devices of their
-  own keep two cores busy: a step of configs/shakespeare_char_cpu.py took 51 ms on one device and
-  takes 42 ms on two.
+  To be called before JAX first looks at its devices; has no effect on accelerators.
   """
   if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
     jax.config.update('jax_num_cpu_devices', mesh.cpu_devices)

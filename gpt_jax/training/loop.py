@@ -45,6 +45,11 @@ def evaluate(
   return total
 
 
+_REDRAW = (
+  30.0  # seconds between pictures, at least: one takes as long as ten steps of a small model
+)
+
+
 class Loop:
   """Trains a compiled program on its data, in the folder of its run, until done or stopped."""
 
@@ -61,6 +66,7 @@ class Loop:
     self._identity = run_dir.identity(program.config.model, data.tokenizer)
     self._saved = run.step
     self._since, self._tokens = time.monotonic(), 0  # for the throughput
+    self._drawn = -math.inf
     self._peak = perf.peak_flops(jax.devices()[0].device_kind, program.config.model.dtype)
     self._flops = perf.flops_per_token(program.config.model)
 
@@ -136,8 +142,10 @@ class Loop:
       score, best = self._evaluate(state, step)
     if step == self._saved or best or step and self._is_due(step, self._train.checkpoint_every):
       self._save(state, step, score)
-    if step and score is not None and processes.is_primary():
+    is_stale = step == self._train.steps or began - self._drawn > _REDRAW
+    if step and score is not None and is_stale and processes.is_primary():
       plot.draw(self._log.lines, self._run.plot, title=self._run.path.name)
+      self._drawn = time.monotonic()
     self._since += time.monotonic() - began
 
   def _save(self, state: step_lib.TrainState, step: int, score: float | None) -> None:

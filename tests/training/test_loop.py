@@ -278,13 +278,31 @@ def _mean_loss(config, path):
   return float(losses_BL[rows.targets >= 0].mean())
 
 
-def test_the_throughput_leaves_out_evaluations_and_checkpoints(config, tmp_path, monkeypatch):
+@pytest.fixture
+def spend(monkeypatch):
+  """Makes time pass for the loop, by seconds, only when it is called."""
   clock = types.SimpleNamespace(now=0.0)
 
-  def spend(seconds):
+  def add(seconds):
     clock.now += seconds
 
   monkeypatch.setattr(loop, 'time', types.SimpleNamespace(monotonic=lambda: clock.now))
+  return add
+
+
+def test_the_picture_is_drawn_at_once_at_the_end_and_twice_a_minute(
+  config, spend, tmp_path, monkeypatch
+):
+  drawn = []
+  monkeypatch.setattr(plot, 'draw', lambda lines, *_, **__: drawn.append(lines[-1]['step']))
+  monkeypatch.setattr(report.Console, 'step', lambda *_: spend(20))
+  runs.run(runs.change(config, train__eval_every=1), tmp_path / 'run')
+  assert drawn == [1, 3, 5, 6]
+
+
+def test_the_throughput_leaves_out_evaluations_and_checkpoints(
+  config, spend, tmp_path, monkeypatch
+):
   monkeypatch.setattr(plot, 'draw', lambda *_, **__: spend(100))
   monkeypatch.setattr(report.Console, 'step', lambda *_: spend(2))
   runs.run(runs.change(config, train__log_every=3), tmp_path / 'run')
