@@ -22,6 +22,8 @@ from gpt_jax.training import step as step_lib
 from gpt_jax.weights import checkpoints as checkpoints_lib
 from gpt_jax.weights import run_dir, saved_model
 
+_REDRAW = 30.0  # seconds between two pictures, at least
+
 
 def evaluate(
   program: program_lib.Program,
@@ -43,11 +45,6 @@ def evaluate(
     sums = jax.device_get(program.eval_step(params, batch))
     total = {name: total.get(name, 0) + value.astype('float64') for name, value in sums.items()}
   return total
-
-
-_REDRAW = (
-  30.0  # seconds between pictures, at least: one takes as long as ten steps of a small model
-)
 
 
 class Loop:
