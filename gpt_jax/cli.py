@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors, knobs, large_pages, validation
+from gpt_jax import cpu_memory, errors, knobs, validation
 
 FINISHED, USER_ERROR, STOPPED = 0, 2, 75
 _KILLED_BY_SIGINT = 130
@@ -46,7 +46,7 @@ def run(
   if {'-h', '--help', '-help', '--helpfull'} & set(sys.argv[1:]):
     print(help_text(flag_values, doc=doc, takes_config=takes_config))
     sys.exit(FINISHED)
-  large_pages.restart()
+  cpu_memory.keep()
   try:
     main(*parse(flag_values, sys.argv, takes_config=takes_config, takes_words=takes_words))
   except errors.UserError as e:

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors, large_pages, validation
+from gpt_jax import cpu_memory, errors, validation
 from gpt_jax.benchmarks import figures
 from gpt_jax.benchmarks import options as options_lib
 from gpt_jax.parallel import mesh
@@ -72,7 +72,7 @@ def _run(command: list[str], spec: dict[str, Any], *, key: str, **variables: str
 
 
 if __name__ == '__main__':
-  large_pages.restart()
+  cpu_memory.keep()
   _given = json.load(sys.stdin)
   _how = options_lib.Options(**_given['options'])
   print(json.dumps(measure(_given['name'], validation.from_dict(_given['config']), _how)))

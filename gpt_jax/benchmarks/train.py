@@ -29,7 +29,7 @@ def measure(config: config_lib.Config, options: options_lib.Options) -> list[fig
   program = build(config).compile()
   compiled = time.perf_counter() - began
   count = _WARM_UP + options.repeats * options.steps
-  state, times = take_steps(program, program.init(), count)
+  state, times = take_steps(program, program.init(), count + 1)
   seconds = np.diff(times[_WARM_UP - 1 :: options.steps]) / options.steps
   rate = program.tokens.size / seconds
   cost, dtype = perf.flops_per_token(program.config.model), program.config.model.dtype
@@ -83,7 +83,10 @@ def random_rows(config: config_lib.Config) -> Callable[[np.ndarray], batch_lib.B
 
 
 def take_steps(program: program_lib.Program, state: Any, count: int) -> tuple[Any, list[float]]:
-  """Takes steps; donates `state`. Returns the new one, and when the host had each one's metrics."""
+  """Takes steps; donates `state`. Returns the new one, and when the host had each one's metrics.
+
+  Those of the last step are missing: nothing is dispatched while it runs, so it takes another time.
+  """
   times, pending = [], None
   rows = random_rows(program.config)
   for batch in input_pipeline.batches(rows, program.tokens, range(count)):
@@ -96,7 +99,7 @@ def take_steps(program: program_lib.Program, state: Any, count: int) -> tuple[An
       times.append(time.perf_counter())
     pending = metrics
   jax.device_get(pending)
-  return state, [*times, time.perf_counter()]
+  return state, times
 
 
 def _peak(dtype: str, options: options_lib.Options) -> tuple[float, str]:

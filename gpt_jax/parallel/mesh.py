@@ -19,8 +19,12 @@ BATCH_AXES = ('data', 'fsdp')
 def start(mesh: config_lib.MeshConfig) -> None:
   """Makes `mesh.cpu_devices` devices of the CPU, unless XLA_FLAGS gives their number.
 
+  A program on one such device then runs in the thread that calls it: malloc can keep its memory,
+  see `cpu_memory`, and a step's is freed before the next one takes its own.
+
   To be called before JAX first looks at its devices; has no effect on accelerators.
   """
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
   if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
     jax.config.update('jax_num_cpu_devices', mesh.cpu_devices)
 
