@@ -189,7 +189,7 @@ def test_dropout_is_on_embeddings_attention_and_residual_branches():
   shapes = sorted(leaf.shape for leaf in outputs.values())
   B, half = len(tokens_BL), BLOCK // 2  # the attention of half of the queries, then of the others
   weights = [(B, 2, half, half), (B, 2, half, BLOCK)]
-  assert shapes == sorted([(B, BLOCK, 16)] * 5 + weights * 2)
+  assert shapes == sorted([*[(B, BLOCK, 16)] * 5, *weights * 2])
   # The paths are part of the random keys: other names would change what a resumed run drops.
   block = ('attn/Dropout_0', 'attn/Dropout_1', 'mlp/Dropout_0')
   paths = ['Dropout_0', *(f'h_{i}/{name}' for i in range(2) for name in block)]
@@ -202,7 +202,8 @@ def test_dropout_is_on_embeddings_attention_and_residual_branches():
       # each 0 or 4/3 of their value deviates by at most √(rate / (1 - rate)) = 0.58.
       rows = leaf.sum(-1)
       assert abs(rows.mean() - 1) < 5 * 0.58 / math.sqrt(rows.size), name
-      leaf = leaf[..., np.tri(*leaf.shape[-2:], leaf.shape[-1] - leaf.shape[-2], dtype=bool)]
+      L, M = rows.shape[-1], leaf.shape[-1]
+      leaf = leaf[..., np.tri(L, M, M - L, dtype=bool)]
     # Five standard errors of a share of n draws.
     error = 5 * math.sqrt(rate * (1 - rate) / leaf.size)
     assert abs((leaf == 0).mean() - rate) < error, name
