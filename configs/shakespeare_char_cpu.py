@@ -4,7 +4,7 @@
 
 Every value is that of the CPU command in nanoGPT's README: 0.8 million parameters, the first 90 %
 of the text for training, 65 characters. The whole process takes 80 s on two cores of an AMD EPYC
-(34 to 40 ms per step). Validation loss after 2000 steps, over 230,400 tokens
+(35 to 40 ms per step). Validation loss after 2000 steps, over 230,400 tokens
 (train.eval_batches=300), on two simulated devices, for seeds 0 to 5: 1.921, 1.900, 1.901, 1.907,
 1.912, 1.911; of nanoGPT itself, measured the same way for three seeds: 1.911, 1.891, 1.905.
 """

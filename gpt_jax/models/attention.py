@@ -157,7 +157,7 @@ write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
 
 def _softmax(scores: jax.Array, seen: jax.Array) -> jax.Array:
   """Returns the softmax over the last axis in float32, 0 where not `seen`."""
-  # Added, not selected: the gradient is 0 there already, where a selection would go over it again.
+  # Added, not selected: the gradient of a selection would go over all scores once more.
   return jax.nn.softmax(scores.astype(jnp.float32) + jnp.where(seen, 0.0, -jnp.inf))
 
 
