@@ -40,7 +40,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
   from gpt_jax.data import loader
   from gpt_jax.parallel import mesh as mesh_lib
   from gpt_jax.parallel import processes
-  from gpt_jax.training import loop, metrics, program, report
+  from gpt_jax.training import lock, loop, metrics, program, report
   from gpt_jax.training import run as run_lib
   from gpt_jax.weights import saved_model
 
@@ -48,10 +48,16 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     'raise `train.gradient_accumulation`, set `model.remat=true`, shard the state with '
     '`mesh.fsdp`, or lower `train.batch_size`'
   )
-  with shutdown.Guard() as guard, processes.joined(config), oom.oom_as_user_error(fix):
+  with (
+    shutdown.Guard() as guard,
+    processes.joined(config),
+    oom.oom_as_user_error(fix),
+    lock.locked(pathlib.Path(workdir)),
+  ):
     user_cache.enable_compilation_cache()
     run = run_lib.Run(workdir)
     run.check(config)
+    run.set_damaged_aside()
     if run.is_finished(config):
       print(report.result(metrics.read(run.metrics), run))
       return

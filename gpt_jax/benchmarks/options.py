@@ -34,7 +34,9 @@ class Options:
     'or transformers (decode).',
   )
   peer_python: str = _knob('python3', 'The Python of the peer, which has PyTorch.')
-  peer_compile: bool = _knob(False, 'Let torch.compile compile nanoGPT.')
+  peer_compile: bool = _knob(
+    False, 'Let PyTorch compile the peer; transformers then has a static cache.'
+  )
 
   @property
   def row_counts(self) -> list[int]:

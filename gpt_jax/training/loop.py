@@ -20,7 +20,7 @@ from gpt_jax.training import program as program_lib
 from gpt_jax.training import run as run_lib
 from gpt_jax.training import step as step_lib
 from gpt_jax.weights import checkpoints as checkpoints_lib
-from gpt_jax.weights import run_dir, saved_model
+from gpt_jax.weights import manifest, run_dir, saved_model
 
 _REDRAW = 30.0  # seconds between two pictures, at least
 
@@ -75,16 +75,18 @@ class Loop:
       UserError: The run has diverged, or its checkpoint is damaged or of another run.
     """
     train, run, step = self._train, self._run, self._run.step
+    keep = train.keep_checkpoints
     with (
-      checkpoints_lib.Checkpoints(run.checkpoints, keep=train.keep_checkpoints) as checkpoints,
       progress.Bar(keep=True) as bar,
+      checkpoints_lib.Checkpoints(run.checkpoints, keep=keep, warn=bar.say) as checkpoints,
     ):
       self._checkpoints = checkpoints
       if step is None:
         state = self._program.initial_state(pretrained)
       else:
-        run.check_identity(step, checkpoints.identity(step), self._identity)
-        state = self._program.restored_state(checkpoints, step)
+        folder = run.checkpoints / str(step)
+        run.check_identity(manifest.read(folder), self._identity)
+        state = self._program.restored_state(folder)
       self._log = metrics_lib.MetricsLog(
         run.metrics,
         resume_step=step,

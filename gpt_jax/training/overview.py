@@ -8,7 +8,7 @@ from typing import NamedTuple
 from gpt_jax import config as config_lib
 from gpt_jax import errors, json_files
 from gpt_jax.training import metrics
-from gpt_jax.weights import run_dir
+from gpt_jax.weights import manifest, run_dir
 
 
 class Overview(NamedTuple):
@@ -42,8 +42,7 @@ def read(path: pathlib.Path) -> Overview:
       str(path), 'is not a run', "give a run's workdir, such as runs/quickstart"
     )
   run = run_dir.RunDir(path)
-  names = os.listdir(run.checkpoints) if os.path.isdir(run.checkpoints) else []
-  step = max((int(name) for name in names if name.isdecimal()), default=None)
+  step = max(manifest.steps(run.checkpoints), default=None)
   lines = metrics.read(run.metrics)
   return Overview(run.read_config(), lines, step, json_files.read(run.tokenizer))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,13 +111,11 @@ class Program:
     base = pretrained.load(lora.split_by(self.state.params, is_new)[1])
     return state._replace(params=lora.join(new, base))
 
-  def restored_state(
-    self, checkpoints: checkpoints_lib.Checkpoints, step: int
-  ) -> step_lib.TrainState:
+  def restored_state(self, checkpoint: pathlib.Path) -> step_lib.TrainState:
     """Returns the state of a checkpoint, laid out like `state`; raises `UserError` if damaged."""
     abstract = {'params': self.state.params, 'optimizer': self.state.opt_state}
-    saved = checkpoints.restore(step, abstract)
-    count = jax.device_put(np.int32(step), self.state.step.sharding)
+    saved = checkpoints_lib.restore(checkpoint, abstract)
+    count = jax.device_put(np.int32(checkpoint.name), self.state.step.sharding)
     return step_lib.TrainState(count, saved['params'], saved['optimizer'])
 
 

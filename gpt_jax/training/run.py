@@ -3,9 +3,8 @@
 import dataclasses
 import hashlib
 import os
-import pathlib
 import re
-import tempfile
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ from gpt_jax.data import loader
 from gpt_jax.parallel import processes
 from gpt_jax.training import metrics as metrics_lib
 from gpt_jax.training import optimizer
-from gpt_jax.weights import run_dir
+from gpt_jax.weights import manifest, run_dir
 
 # Keys that may change within a run: they decide where it is computed and what is reported, not the
 # parameters (except for the order of float32 sums, which mesh and gradient_accumulation change).
@@ -43,29 +42,38 @@ class Run(run_dir.RunDir):
 
   def __init__(self, path: str | os.PathLike[str]) -> None:
     super().__init__(path)
-    names = os.listdir(self.checkpoints) if os.path.isdir(self.checkpoints) else []
-    self.step = max((int(name) for name in names if name.isdecimal()), default=None)
+    self.step = max(manifest.steps(self.checkpoints), default=None)
 
   def check(self, config: config_lib.Config) -> None:
-    """Raises `UserError` unless `config`, not yet resolved, may start or resume here.
-
-    Leaves nothing behind.
-    """
-    nearest = self.path
-    try:
-      while not _exists(nearest):
-        nearest = nearest.parent
-      with tempfile.TemporaryFile(dir=nearest):
-        pass
-    except OSError as e:
-      problem = f'{self.path} cannot be written ({e.strerror})'
-      raise errors.UserError('workdir', problem, 'choose another') from e
+    """Raises `UserError` unless `config`, not yet resolved, may start or resume here."""
     if self.step is None:
       return
     if not self.config.exists():
       problem = f'{self.path} has checkpoints but no config.json'
       raise errors.UserError('workdir', problem, 'choose another')
     errors.raise_all(list(self._differences(config)))
+
+  def set_damaged_aside(self) -> None:
+    """Renames damaged checkpoints that are newer than the newest intact one, which is `step` then.
+
+    Raises `UserError` if there are checkpoints, but none is intact.
+    """
+    if processes.is_primary() and self.step is not None:
+      newest_first = manifest.steps(self.checkpoints)[::-1]
+      intact, damaged = manifest.first_intact(self.checkpoints, newest_first)
+      if intact is None:
+        fix = 'restore one from a copy, or choose another'
+        newest = f'{damaged[0].key} {damaged[0].problem}'
+        raise errors.UserError('workdir', f'no checkpoint is intact: {newest}', fix)
+      self.step = intact.step
+      for step, problem in zip(newest_first, damaged, strict=False):
+        folder = self.checkpoints / str(step)
+        aside = folder.with_name(f'{step}.damaged')
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        done = f'it is {aside.name} now, and the run goes on from step {self.step}'
+        print(f'warning: {problem.key} {problem.problem}; {done}')
+    self.step = processes.gather(self.step)[0]
 
   def _differences(self, config: config_lib.Config) -> Iterator[errors.UserError]:
     """What keeps `config` from resuming the run."""
@@ -136,11 +144,3 @@ class Run(run_dir.RunDir):
       'the tokenizer': data.tokenizer.hash,
       'the first batch': rows.hexdigest(),
     }
-
-
-def _exists(path: pathlib.Path) -> bool:
-  try:
-    path.lstat()
-  except FileNotFoundError:
-    return False
-  return True  # any other OSError is raised: a name is too long, or a file is in the way

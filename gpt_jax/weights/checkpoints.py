@@ -1,67 +1,69 @@
 """Checkpoints of a run: saved asynchronously, the newest few and the best one kept.
 
 The only module that imports Orbax. A checkpoint `checkpoints/<step>/` has two items, so that a
-model can be loaded without its optimizer: `params`, and `optimizer` (Adam's moments and counts).
+model can be loaded without its optimizer: `params`, and `optimizer` (Adam's moments and counts);
+and a manifest. What has another name there isn't finished, or is about to be removed.
 """
 
+import contextlib
 import logging
-import operator
+import os
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
-from gpt_jax import atomic, errors
+from gpt_jax import errors
+from gpt_jax.parallel import processes
+from gpt_jax.weights import manifest as manifest_lib
 
-_SCORE = 'val/loss'  # its name on disk, where it may be the error of a classifier
+_UNFINISHED, _REMOVED = '.orbax-checkpoint-tmp', '.removed'  # how names end
 
-# Orbax warns through absl's logger of what we mean to do, such as only to read.
+# Orbax warns through absl's logger of what we mean to do, such as to restore on other devices.
 logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
 
 
 class Checkpoints:
-  """The checkpoints of one run. A context manager: leaving it waits for unfinished saves.
+  """Saves the checkpoints of one run. A context manager: leaving it waits for the last save.
 
-  An error of an asynchronous save is raised by the next save, or on leaving.
+  A save that fails is told to `warn` and the run goes on; if it was the last one, leaving raises
+  `UserError`. Older checkpoints are removed only once a newer one is on the disk.
   """
 
-  def __init__(self, directory: pathlib.Path, *, keep: int, read_only: bool = False) -> None:
-    """Opens `directory`, created unless `read_only`. Keeps the `keep` newest and the best."""
-    get_score = operator.itemgetter(_SCORE)
-    best = policies.BestN(
-      get_metric_fn=get_score, reverse=True, n=1, keep_checkpoints_without_metrics=False
+  def __init__(
+    self, directory: pathlib.Path, *, keep: int, warn: Callable[[str], None] = print
+  ) -> None:
+    """Opens `directory`, made if it is missing. Keeps the `keep` newest and the best."""
+    self._directory, self._keep, self._warn = directory.absolute(), keep, warn
+    # Of process 0: another might not see yet what that has just set aside.
+    self._scores = dict(processes.gather(list(manifest_lib.scores(self._directory).items()))[0])
+    self._saving: manifest_lib.Manifest | None = None
+    self._failed: errors.UserError | None = None
+    self._checkpointer = ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(),
+      # Called just before Orbax gives a folder its name.
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._describe),
+      # Else it writes one more file after that, which nothing needs.
+      checkpoint_metadata_store=ocp.metadata.metadata_store(enable_write=False),
     )
-    self._directory = directory.absolute()
-    options = ocp.CheckpointManagerOptions(
-      preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-      best_fn=get_score,  # without it Orbax doesn't write the metrics: a resume forgets the best
-      best_mode='min',
-      create=not read_only,
-      read_only=read_only,
-      cleanup_tmp_directories=not read_only,
-    )
-    self._manager = ocp.CheckpointManager(self._directory, options=options)
+    if processes.is_primary():
+      self._directory.mkdir(parents=True, exist_ok=True)
+      for path in (*self._unfinished('*'), *self._directory.glob(f'*{_REMOVED}')):
+        shutil.rmtree(path)
 
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *_: object) -> None:
-    self._manager.close()
-
-  def steps(self) -> list[int]:
-    """Returns the steps that were complete when this was opened, and those saved since, sorted."""
-    return sorted(self._manager.all_steps())
-
-  def best_step(self) -> int | None:
-    """Returns the kept step with the lowest score; None if none was measured."""
-    return self._manager.best_step()
-
-  def identity(self, step: int) -> dict[str, str]:
-    """Returns the identity that `step` was saved with; empty for checkpoints of older versions."""
-    return dict(self._manager.metadata(step).custom_metadata or {})
+  def __exit__(self, _: object, error: BaseException | None, *more: object) -> None:
+    if isinstance(error, KeyboardInterrupt):  # it doesn't want to wait
+      return
+    self.wait()
+    self._checkpointer.close()
+    if self._failed and (error is None or isinstance(error, errors.Stopped)):
+      raise self._failed from error
 
   def save(
     self, step: int, items: Mapping[str, Any], *, score: float | None, identity: dict[str, str]
@@ -70,30 +72,98 @@ class Checkpoints:
 
     If `step` was saved before its evaluation ended, only records `score`: the lowest is the best.
     """
-    metrics = None if score is None else {_SCORE: score}
-    if step not in self._manager.all_steps():
+    self.wait()
+    if step not in self._scores:
+      self._saving = manifest_lib.Manifest(step, score, identity, {})
       saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-      args = ocp.args.Composite(**saves)
-      self._manager.save(step, args=args, metrics=metrics, custom_metadata=identity)
-    elif metrics:
-      name = ocp.checkpoint_manager.METRIC_ITEM_NAME  # of the folder and of the file in it
-      folder = self._directory / str(step) / name
-      folder.mkdir(exist_ok=True)
-      atomic.write_json(folder / name, metrics)
-      self._manager.reload()
+      try:
+        self._check_space(sum(x.nbytes for x in jax.tree.leaves(items)))
+        folder = self._directory / str(step)
+        self._checkpointer.save(folder, args=ocp.args.Composite(**saves))
+      except jax.errors.JaxRuntimeError:
+        raise
+      except Exception as e:  # Orbax raises all kinds, Exception itself too
+        self._fail(e)
+    elif score is not None:
+      self._scores[step] = score
+      if processes.is_primary():
+        manifest_lib.set_score(self._directory / str(step), score)
 
-  def restore(self, step: int, abstract_items: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns items of `step`, laid out like the abstract ones (shapes, types, shardings).
-
-    Raises `UserError` if the checkpoint is damaged, or has other shapes.
-    """
-    args = {k: ocp.args.StandardRestore(tree) for k, tree in abstract_items.items()}
+  def wait(self) -> None:
+    """Waits for the save under way, if any; then removes what need not be kept any longer."""
+    if self._saving is None:
+      return
     try:
-      restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-    except jax.errors.JaxRuntimeError:
-      raise
-    except Exception as e:  # Orbax raises all kinds, Exception itself too
-      problem = 'is damaged, or not a checkpoint of the model in config.json'
-      folder = str(self._directory / str(step))
-      raise errors.UserError(folder, problem, 'delete it to resume from an older one') from e
-    return {name: restored[name] for name in abstract_items}
+      self._checkpointer.wait_until_finished()
+    except Exception as e:
+      self._fail(e)
+      return
+    self._scores[self._saving.step] = self._saving.score
+    self._saving = self._failed = None
+    kept = set(sorted(self._scores)[-self._keep :])
+    kept |= {best} if (best := manifest_lib.best(self._scores)) is not None else set()
+    if processes.is_primary():
+      _sync(self._directory)
+    for step in self._scores.keys() - kept:
+      del self._scores[step]
+      if processes.is_primary():
+        remove(self._directory / str(step))
+
+  def _fail(self, error: Exception) -> None:
+    """Tells that the save under way has failed, and removes what there is of it."""
+    assert self._saving is not None
+    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    folder, self._saving = self._directory / str(self._saving.step), None
+    fix = 'free space or mend the disk; the same command resumes'
+    self._failed = errors.UserError(str(folder), f'could not be saved ({reason})', fix)
+    self._warn(f'warning: {self._failed}')
+    if processes.is_primary():
+      for path in self._unfinished(folder.name):
+        shutil.rmtree(path, ignore_errors=True)
+
+  def _describe(self) -> None:
+    assert self._saving is not None
+    (folder,) = self._unfinished(str(self._saving.step))
+    manifest_lib.write(folder, self._saving)
+
+  def _check_space(self, needed: int) -> None:
+    """Raises `OSError` if there isn't room for `needed` bytes."""
+    free, *_ = processes.gather(shutil.disk_usage(self._directory).free)
+    if free < needed:
+      raise OSError(f'it takes up to {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free')
+
+  def _unfinished(self, step: str) -> list[pathlib.Path]:
+    return list(self._directory.glob(f'{step}{_UNFINISHED}*'))
+
+
+def restore(folder: pathlib.Path, abstract_items: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns items of a checkpoint, laid out like the abstract ones (shapes, types, shardings).
+
+  `manifest.verify` says whether it is intact. Raises `UserError` if it is damaged all the same, or
+  has other shapes.
+  """
+  args = {k: ocp.args.StandardRestore(tree) for k, tree in abstract_items.items()}
+  try:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+      restored = checkpointer.restore(folder.absolute(), args=ocp.args.Composite(**args))
+  except jax.errors.JaxRuntimeError:
+    raise
+  except Exception as e:
+    problem = 'is damaged, or not a checkpoint of the model in config.json'
+    raise errors.UserError(str(folder), problem, 'remove it to resume from an older one') from e
+  return {name: restored[name] for name in abstract_items}
+
+
+def remove(folder: pathlib.Path) -> None:
+  """Removes a checkpoint, if it is there; a crash leaves nothing that looks like one."""
+  with contextlib.suppress(FileNotFoundError):
+    shutil.rmtree(folder.replace(folder.with_name(folder.name + _REMOVED)))
+
+
+def _sync(folder: pathlib.Path) -> None:
+  """Makes the names in a folder be on the disk."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

@@ -10,6 +10,7 @@ from typing import Any
 from gpt_jax import config as config_lib
 from gpt_jax import errors, json_files, validation
 from gpt_jax.data import tokenizers
+from gpt_jax.weights import manifest
 
 # Keys that decide the tree of parameters and what it computes.
 _SIZES = ('n_layer', 'n_head', 'n_embd', 'block_size', 'vocab_size', 'pad_vocab_to')
@@ -46,14 +47,11 @@ class RunDir:
       if content_hashes.get(spec) != was
     ]
 
-  def check_identity(self, step: int, saved: Mapping[str, str], own: Mapping[str, str]) -> None:
-    """Raises `UserError` at config.json or tokenizer.json unless its hash in `own` is in `saved`.
-
-    `saved` is the identity that the checkpoint of `step` has; those of older versions have none.
-    """
+  def check_identity(self, saved: manifest.Manifest, own: Mapping[str, str]) -> None:
+    """Raises `UserError` at config.json or tokenizer.json whose hash in `own` isn't the saved."""
     files = {'model': self.config, 'tokenizer': self.tokenizer}
-    wrong = [file for key, file in files.items() if saved.get(key, own[key]) != own[key]]
-    problem = f'does not belong to the checkpoint of step {step}'
+    wrong = [file for key, file in files.items() if saved.identity[key] != own[key]]
+    problem = f'does not belong to the checkpoint of step {saved.step}'
     errors.raise_all([errors.UserError(str(file), problem, 'restore it') for file in wrong])
 
 

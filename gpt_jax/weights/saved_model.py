@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import errors, json_files, models
 from gpt_jax.data import tokenizers
 from gpt_jax.models import lora
-from gpt_jax.weights import run_dir
+from gpt_jax.weights import manifest, run_dir
 from gpt_jax.weights import tensors as tensors_lib
 
 # What weights decide, and a config that starts from them must agree with.
@@ -103,25 +104,37 @@ def _open_run(path: pathlib.Path) -> SavedModel:
         f'config.json model.safetensors merges.txt vocab.json --local-dir={path}'
       )
     raise errors.UserError(str(path), 'is not a model', fix)
-  from gpt_jax.weights import checkpoints as checkpoints_lib  # Orbax is slow to import
-
   model, tokenizer = run.read_config().model, run.read_tokenizer()
-  with checkpoints_lib.Checkpoints(run.checkpoints, keep=1, read_only=True) as checkpoints:
-    steps, best = checkpoints.steps(), checkpoints.best_step()
-    if not steps:
-      raise errors.UserError(str(path), 'has no finished checkpoint yet', 'train it further')
-    step = wanted if wanted is not None else steps[-1] if best is None else best
-    if step not in steps:
-      have = ', '.join(map(str, steps))
-      raise errors.UserError(str(path), f'is not a finished checkpoint; there are {have}')
-    run.check_identity(step, checkpoints.identity(step), run_dir.identity(model, tokenizer))
-  load = functools.partial(_restore, run, model, step)
-  return SavedModel(path, dataclasses.replace(model, lora_rank=0), tokenizer, step, load, run)
+  saved = _choose(run, path, wanted)
+  run.check_identity(saved, run_dir.identity(model, tokenizer))
+  load = functools.partial(_restore, run, model, saved.step)
+  model = dataclasses.replace(model, lora_rank=0)
+  return SavedModel(path, model, tokenizer, saved.step, load, run)
+
+
+def _choose(run: run_dir.RunDir, path: pathlib.Path, wanted: int | None) -> manifest.Manifest:
+  """Returns the checkpoint to load: the wanted one, else the best, else the newest, if intact."""
+  scores = manifest.scores(run.checkpoints)
+  if not scores:
+    raise errors.UserError(str(path), 'has no finished checkpoint yet', 'train it further')
+  if wanted is not None and wanted not in scores:
+    have = ', '.join(map(str, scores))
+    raise errors.UserError(str(path), f'is not a finished checkpoint; there are {have}')
+  best = manifest.best(scores) if wanted is None else wanted
+  others = [step for step in reversed(scores) if step != best] if wanted is None else []
+  order = others if best is None else [best, *others]
+  intact, damaged = manifest.first_intact(run.checkpoints, order, ['params'])
+  if intact is None:
+    raise damaged[0]
+  for problem in damaged:
+    told = f'warning: {problem.key} {problem.problem}; step {intact.step} is used'
+    print(told, file=sys.stderr)
+  return intact
 
 
 def _restore(run: run_dir.RunDir, saved: config_lib.ModelConfig, step: int, abstract: Any) -> Any:
   """Reads the parameters of a checkpoint, merges adapters, and fits them to `abstract`."""
-  from gpt_jax.weights import checkpoints as checkpoints_lib
+  from gpt_jax.weights import checkpoints as checkpoints_lib  # Orbax is slow to import
 
   def as_saved(was: Any, wanted: Any) -> Any:
     # What doesn't fit yet can't be sharded yet.
@@ -140,8 +153,7 @@ def _restore(run: run_dir.RunDir, saved: config_lib.ModelConfig, step: int, abst
   # The layer of a classifier may not be wanted.
   base, extra = lora.split_by(base, lambda path: path[0] in abstract)
   shapes = lora.join(adapters, lora.join(jax.tree.map(as_saved, base, abstract), extra))
-  with checkpoints_lib.Checkpoints(run.checkpoints, keep=1, read_only=True) as checkpoints:
-    params = checkpoints.restore(step, {'params': shapes})['params']
+  params = checkpoints_lib.restore(run.checkpoints / str(step), {'params': shapes})['params']
   if saved.lora_rank:
     adapters, base = lora.split(params)
     merge = jax.jit(

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -62,7 +63,22 @@ def test_a_dry_run_prints_what_a_run_does(machine, command):
   assert calls() == did
 
 
-@pytest.mark.parametrize('script', ['local_processes.sh', 'tpu_vm.sh'])
+def test_measurements_go_on_after_one_that_fails_which_is_told(machine, tmp_path):
+  script, out = 'launch/measure_gpu.sh', str(tmp_path / 'out')
+  peers = {'NANOGPT': '/nano', 'PEER_PYTHON': 'python', 'TEXT': '/sea.txt'}
+  dry = machine.run(script, '--dry-run', out, **peers)
+  commands = [shlex.split(line) for line in dry.stdout.splitlines()]
+  assert machine.calls() == []
+  modes = {command[3] for command in commands if command[2] == 'gpt_jax.bench'}
+  assert modes == {'train', 'decode', 'startup'}
+  done = machine.run(script, out, **peers)
+  assert done.returncode == 0
+  assert machine.calls() == commands
+  failed = machine.run(script, out, JAX_NUM_PROCESSES='3', **peers)  # that python exits with 2
+  assert (failed.returncode, failed.stderr.count('failed')) == (1, len(commands))
+
+
+@pytest.mark.parametrize('script', ['local_processes.sh', 'measure_gpu.sh', 'tpu_vm.sh'])
 def test_missing_arguments_are_a_user_error(machine, script):
   result = machine.run(f'launch/{script}', '--config=configs/quickstart.py')
   assert result.returncode == 2

@@ -15,6 +15,7 @@ from gpt_jax.training import metrics, report
 from gpt_jax.training import program as program_lib
 from gpt_jax.training import run as run_lib
 from gpt_jax.weights import checkpoints as checkpoints_lib
+from gpt_jax.weights import manifest
 
 STEPS = 6
 
@@ -76,9 +77,9 @@ def saved_state(path: pathlib.Path, step: int | None = None) -> dict[str, Any]:
   config = found.read_config()
   state = program_lib.build(config, mesh_lib.make_mesh(config)).state
   abstract = {'params': state.params, 'optimizer': state.opt_state}
-  with checkpoints_lib.Checkpoints(found.checkpoints, keep=9, read_only=True) as saved:
-    restored = saved.restore(saved.steps()[-1] if step is None else step, abstract)
-  host: dict[str, Any] = jax.device_get(restored)
+  folder = found.checkpoints / str(found.step if step is None else step)
+  manifest.verify(folder)
+  host: dict[str, Any] = jax.device_get(checkpoints_lib.restore(folder, abstract))
   return host
 
 

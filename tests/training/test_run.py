@@ -9,6 +9,8 @@ from gpt_jax import config as config_lib
 from gpt_jax import errors, knobs
 from gpt_jax.data.tokenizers import char
 from gpt_jax.training import run as run_lib
+from gpt_jax.weights import manifest
+from tests import raised
 
 TEXT = {'text:x': '0123'}
 
@@ -142,15 +144,6 @@ def test_a_check_leaves_nothing_behind(tmp_path):
   assert list(run.path.iterdir()) == []
 
 
-@pytest.mark.parametrize('name', ['file', 'file/run', 'file/a/run', 'x' * 300])
-def test_a_path_that_cannot_be_a_folder_is_an_error(tmp_path, name):
-  (tmp_path / 'file').write_text('mine')
-  with pytest.raises(errors.UserError) as e:
-    run_lib.Run(tmp_path / name).check(_config())
-  assert e.value.key == 'workdir' and name in str(e.value)
-  assert (tmp_path / 'file').read_text() == 'mine'
-
-
 def test_checkpoints_without_a_config_are_not_mixed_with_new_ones(tmp_path):
   (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
   assert _refused_keys(tmp_path, _config()) == ['workdir']
@@ -172,6 +165,48 @@ def test_a_run_does_not_resume_on_other_text_or_with_another_tokenizer(tmp_path,
     run_lib.Run(path).start(_config(), data)
   assert [error.key for error in e.value.all] == keys
   assert _files(path) == before
+
+
+def _checkpoint(folder, step):
+  """Writes a checkpoint of one file."""
+  path = folder / str(step)
+  (path / 'params').mkdir(parents=True)
+  (path / 'params' / 'x').write_bytes(b'123')
+  manifest.write(path, manifest.Manifest(step, None, {}, {}))
+
+
+def test_damaged_checkpoints_are_set_aside_and_the_newest_intact_one_is_taken(tmp_path, capsys):
+  folder = tmp_path / 'checkpoints'
+  (folder / '8.damaged').mkdir(parents=True)  # from an earlier time
+  for step in (2, 4, 6, 8):
+    _checkpoint(folder, step)
+  for step in (2, 6, 8):
+    (folder / str(step) / 'params' / 'x').write_bytes(b'124')
+  run = run_lib.Run(tmp_path)
+  assert run.step == 8
+  run.set_damaged_aside()
+  assert run.step == run_lib.Run(tmp_path).step == 4
+  assert sorted(path.name for path in folder.iterdir()) == ['2', '4', '6.damaged', '8.damaged']
+  told = capsys.readouterr().out.splitlines()
+  assert [str(folder / step) in line for step, line in zip('86', told, strict=True)] == [True] * 2
+  run.set_damaged_aside()
+  assert capsys.readouterr().out == ''
+
+
+def test_without_an_intact_checkpoint_all_stay_where_they_are(tmp_path):
+  folder = tmp_path / 'checkpoints'
+  for step in (2, 4):
+    _checkpoint(folder, step)
+    (folder / str(step) / 'params' / 'x').unlink()
+  assert raised.user_error(run_lib.Run(tmp_path).set_damaged_aside).key == 'workdir'
+  assert sorted(path.name for path in folder.iterdir()) == ['2', '4']
+
+
+def test_a_run_without_checkpoints_has_none_to_set_aside(tmp_path):
+  run = run_lib.Run(tmp_path / 'new')
+  run.set_damaged_aside()
+  assert run.step is None
+  assert not run.path.exists()
 
 
 def test_what_changed_is_written_when_a_run_resumes(tmp_path):

@@ -1,8 +1,11 @@
 """What was saved comes back bit for bit, on any mesh; the newest few and the best are kept."""
 
+import contextlib
 import logging
+import os
 import pathlib
 import shutil
+import types
 from typing import Any
 from unittest import mock
 
@@ -15,6 +18,7 @@ import pytest
 
 from gpt_jax import errors
 from gpt_jax.weights import checkpoints as checkpoints_lib
+from gpt_jax.weights import manifest
 from tests import raised
 from tests.weights import saved
 
@@ -62,14 +66,14 @@ def _save(directory, losses, *, keep=2):
       checkpoints.save(step, _items(step), score=val_loss, identity=_IDENTITY)
 
 
-def _open(directory):
-  return checkpoints_lib.Checkpoints(directory, keep=1, read_only=True)
-
-
 def _steps(directory):
   """The steps that a reader finds, and the best of them."""
-  with _open(directory) as checkpoints:
-    return checkpoints.steps(), checkpoints.best_step()
+  scores = manifest.scores(directory)
+  return list(scores), manifest.best(scores)
+
+
+def _restored(directory, step):
+  return checkpoints_lib.restore(directory / str(step), _abstract(_items()))
 
 
 def test_orbax_does_not_warn_of_what_is_meant(tmp_path, caplog):
@@ -85,13 +89,13 @@ def test_items_come_back_bit_for_bit_with_their_types(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   folder = pathlib.Path('run')
   _save(folder, [(3, 1.0), (7, None)])
-  with checkpoints_lib.Checkpoints(folder, keep=2) as checkpoints:
-    for step in (3, 7):
-      restored = checkpoints.restore(step, _abstract(_items()))
-      assert _bits(restored) == _bits(_items(step))
-      # Optax's named tuples among them.
-      assert str(jax.tree.structure(restored)) == str(jax.tree.structure(_items()))
-      assert checkpoints.identity(step) == _IDENTITY
+  for step, score in ((3, 1.0), (7, None)):
+    restored = _restored(folder, step)
+    assert _bits(restored) == _bits(_items(step))
+    # Optax's named tuples among them.
+    assert str(jax.tree.structure(restored)) == str(jax.tree.structure(_items()))
+    found = manifest.verify(folder / str(step))
+    assert (found.step, found.score, found.identity) == (step, score, _IDENTITY)
 
 
 def test_what_is_saved_are_the_values_at_the_call(tmp_path):
@@ -101,9 +105,7 @@ def test_what_is_saved_are_the_values_at_the_call(tmp_path):
   with checkpoints_lib.Checkpoints(tmp_path, keep=2) as checkpoints:
     checkpoints.save(1, items, score=None, identity={})
     change(items)  # the next step takes the buffers during the save
-  with _open(tmp_path) as checkpoints:
-    assert _bits(checkpoints.restore(1, _abstract(_items()))) == expected
-    assert checkpoints.identity(1) == {}
+  assert _bits(_restored(tmp_path, 1)) == expected
 
 
 @pytest.mark.parametrize(('saved_on', 'restored_on'), [(1, 2), (2, 1), (2, 2)])
@@ -113,8 +115,7 @@ def test_another_sharding_gives_the_same_values(tmp_path, saved_on, restored_on)
   with checkpoints_lib.Checkpoints(tmp_path, keep=1) as checkpoints:
     checkpoints.save(5, items, score=None, identity=_IDENTITY)
   abstract = _abstract(items, _sharded_over(restored_on))
-  with _open(tmp_path) as checkpoints:
-    restored = checkpoints.restore(5, abstract)
+  restored = checkpoints_lib.restore(tmp_path / '5', abstract)
   assert _bits(restored) == _bits(items)
   saved.assert_placed(restored, abstract)
 
@@ -145,9 +146,8 @@ def test_a_step_saved_before_its_evaluation_gets_its_loss_later(tmp_path):
   _save(tmp_path, [(1, 2.0), (2, None)])
   _save(tmp_path, [(2, None), (2, 3.0), (2, 1.0), (2, None), (3, None), (4, None)], keep=1)
   assert _steps(tmp_path) == ([2, 4], 2)
-  with _open(tmp_path) as checkpoints:
-    assert _bits(checkpoints.restore(2, _abstract(_items()))) == _bits(_items(2))
-    assert checkpoints.identity(2) == _IDENTITY
+  assert _bits(_restored(tmp_path, 2)) == _bits(_items(2))
+  assert manifest.verify(tmp_path / '2').identity == _IDENTITY
 
 
 def test_a_reader_changes_nothing(tmp_path):
@@ -155,25 +155,84 @@ def test_a_reader_changes_nothing(tmp_path):
   shutil.copytree(tmp_path / '2', tmp_path / '3.orbax-checkpoint-tmp')  # an unfinished one
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
   assert _steps(tmp_path) == ([1, 2], 1)
-  with _open(tmp_path) as checkpoints:
-    checkpoints.restore(1, _abstract(_items()))
-    checkpoints.save(4, _items(4), score=0.5, identity=_IDENTITY)
+  _restored(tmp_path, 1)
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
 
 
-def test_an_interrupted_save_raises_and_is_not_listed(tmp_path, monkeypatch):
-  _save(tmp_path, [(1, 1.0)])
+@contextlib.contextmanager
+def _no_room(monkeypatch):
+  """Makes no file get its name: a full disk."""
   fail = mock.Mock(side_effect=OSError(28, 'No space left on device'))
   with monkeypatch.context() as patch:
     for name in ('pathlib.Path.rename', 'pathlib.Path.replace', 'os.rename', 'os.replace'):
       patch.setattr(name, fail)
-    with pytest.raises(OSError, match='No space left'):
-      _save(tmp_path, [(2, 0.5)])
-  assert [path.name for path in tmp_path.iterdir()] != ['1']  # half of it is there
-  assert _steps(tmp_path) == ([1], 1)
-  _save(tmp_path, [(3, 0.5)])
-  assert _steps(tmp_path) == ([1, 3], 3)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '3']
+    yield
+
+
+def test_a_failed_save_is_told_and_removed_and_the_next_one_goes_on(tmp_path, monkeypatch):
+  told: list[str] = []
+  _save(tmp_path, [(1, 1.0)])
+  with checkpoints_lib.Checkpoints(tmp_path, keep=1, warn=told.append) as checkpoints:
+    with _no_room(monkeypatch):
+      checkpoints.save(2, _items(2), score=0.5, identity=_IDENTITY)
+      checkpoints.wait()
+    assert len(told) == 1
+    assert 'No space left' in told[0]
+    assert [path.name for path in tmp_path.iterdir()] == ['1']
+    checkpoints.save(3, _items(3), score=0.7, identity=_IDENTITY)
+  assert _steps(tmp_path) == ([3], 3)
+  manifest.verify(tmp_path / '3')
+
+
+def test_a_failed_last_save_ends_the_run_even_if_it_was_stopped(tmp_path, monkeypatch):
+  for error in (None, errors.Stopped('stopped, saved')):
+
+    def save(error=error):
+      with checkpoints_lib.Checkpoints(tmp_path, keep=1) as checkpoints, _no_room(monkeypatch):
+        checkpoints.save(2, _items(2), score=0.5, identity=_IDENTITY)
+        checkpoints.wait()
+        if error:
+          raise error
+
+    assert raised.user_error(save).key == str(tmp_path / '2')
+
+
+def test_without_room_nothing_is_written(tmp_path, monkeypatch):
+  told: list[str] = []
+  _save(tmp_path, [(1, 1.0)])
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=1000))
+  with checkpoints_lib.Checkpoints(tmp_path, keep=1, warn=told.append) as checkpoints:
+    checkpoints.save(2, _items(2), score=0.5, identity=_IDENTITY)
+    assert len(told) == 1
+    monkeypatch.undo()
+    checkpoints.save(3, _items(3), score=0.5, identity=_IDENTITY)
+  assert _steps(tmp_path) == ([3], 3)
+
+
+def test_a_folder_gets_its_name_with_its_manifest(tmp_path, monkeypatch):
+  seen = []
+  rename = os.rename
+
+  def spy(source, target, **kwargs):
+    if pathlib.Path(target).name == '1':
+      seen.append((pathlib.Path(source) / 'manifest.json').read_bytes())
+    rename(source, target, **kwargs)
+
+  for name in ('os.rename', 'os.replace'):
+    monkeypatch.setattr(name, spy)
+  _save(tmp_path, [(1, 1.0)])
+  assert seen == [(tmp_path / '1' / 'manifest.json').read_bytes()]
+
+
+def test_what_is_being_removed_is_no_checkpoint(tmp_path, monkeypatch):
+  _save(tmp_path, [(1, 1.0), (2, 2.0)])
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, 'rmtree', mock.Mock(side_effect=OSError('crash')))
+    with pytest.raises(OSError, match='crash'):
+      checkpoints_lib.remove(tmp_path / '1')
+  assert _steps(tmp_path) == ([2], 2)
+  _save(tmp_path, [(3, 1.0)])
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['2', '3']
 
 
 @pytest.mark.parametrize('other', [{'width': 16}, {'width': 64}, {'names': 'ac'}, {'names': 'a'}])
@@ -183,40 +242,22 @@ def test_an_interrupted_save_raises_and_is_not_listed(tmp_path, monkeypatch):
 def test_the_state_of_another_model_is_refused(tmp_path, other, names):
   _save(tmp_path, [(3, None)])
   abstract = {name: tree for name, tree in _abstract(_items(**other)).items() if name in names}
-  with _open(tmp_path) as checkpoints:
-    assert raised.user_error(checkpoints.restore, 3, abstract).key == str(tmp_path / '3')
+  folder = tmp_path / '3'
+  assert raised.user_error(checkpoints_lib.restore, folder, abstract).key == str(folder)
 
 
 def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
   full = mock.Mock(side_effect=jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED'))
-  monkeypatch.setattr(ocp.CheckpointManager, 'restore', full)
-  with _open(tmp_path) as checkpoints, pytest.raises(jax.errors.JaxRuntimeError):
-    checkpoints.restore(1, {})
+  monkeypatch.setattr(ocp.Checkpointer, 'restore', full)
+  with pytest.raises(jax.errors.JaxRuntimeError):
+    checkpoints_lib.restore(tmp_path, {})
 
 
 def test_parameters_are_read_without_the_optimizer(tmp_path):
   _save(tmp_path, [(2, 1.0)])
   shutil.rmtree(tmp_path / '2' / 'optimizer')
-  with _open(tmp_path) as checkpoints:
-    restored = checkpoints.restore(2, {'params': _abstract(_items())['params']})
-    raised.user_error(checkpoints.restore, 2, _abstract(_items()))
+  manifest.verify(tmp_path / '2', ['params'])
+  restored = checkpoints_lib.restore(tmp_path / '2', {'params': _abstract(_items())['params']})
+  raised.user_error(checkpoints_lib.restore, tmp_path / '2', _abstract(_items()))
+  raised.user_error(manifest.verify, tmp_path / '2')
   assert _bits(restored) == _bits({'params': _items(2)['params']})
-
-
-@pytest.mark.parametrize('pattern', ['manifest.ocdbt', '_METADATA', 'ocdbt.process_0/d/*', 'd/*'])
-@pytest.mark.parametrize('how', ['truncated', 'missing'])
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.filterwarnings("ignore:coroutine '_read:RuntimeWarning")
-def test_a_damaged_checkpoint_is_refused(tmp_path, pattern, how):
-  _save(tmp_path, [(2, 1.0)])
-  paths = list((tmp_path / '2' / 'params').glob(pattern))
-  assert paths
-  for path in paths:
-    path.write_bytes(b'') if how == 'truncated' else path.unlink()
-  with _open(tmp_path) as checkpoints:
-    try:
-      restored = checkpoints.restore(2, {'params': _abstract(_items())['params']})
-    except errors.UserError as e:
-      assert e.key == str(tmp_path / '2')
-    else:
-      assert _bits(restored) == _bits({'params': _items(2)['params']})  # that file isn't needed

@@ -139,13 +139,17 @@ def test_a_config_or_tokenizer_of_another_run_is_refused(copy, file, key, value)
     saved.refused(copy / place, path)
 
 
-def test_checkpoints_of_older_versions_have_no_identity_but_shapes(tmp_path, params):
-  run = saved.save_run(tmp_path / 'run', saved.MODEL, {1: params}, identity={})
-  saved.assert_equal(_load(run.path), params)
-  values = json_files.read(run.config)
-  values['model']['n_layer'] = 3
-  atomic.write_json(run.config, values)
-  assert raised.user_error(_load, run.path).key == str(run.checkpoints / '1')
+def test_the_newest_intact_checkpoint_takes_the_place_of_a_damaged_best_one(copy, capsys):
+  checkpoints = copy / 'run' / 'checkpoints'
+  assert saved_model.open_model(copy / 'run').step == 2
+  for damaged, step in (('2', 3), ('3', 1)):
+    file = next((checkpoints / damaged / 'params').rglob('d/*'))
+    file.write_bytes(file.read_bytes() + b'!')
+    assert saved_model.open_model(copy / 'run').step == step
+    assert f'{checkpoints / damaged} is damaged' in capsys.readouterr().err
+    saved.refused(checkpoints / damaged)
+  (checkpoints / '1' / 'manifest.json').unlink()
+  saved.refused(copy / 'run', checkpoints / '2')
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(copy, vocabulary):

@@ -1,0 +1,91 @@
+"""Look after the checkpoints of a run: python -m gpt_jax.checkpoints list runs/quickstart
+
+`list RUN` shows them. `verify RUN` reads all files and says which checkpoints are intact. `remove
+RUN STEP …` removes some, but never the last intact one. Exit code 2: user error, or one is damaged.
+"""
+
+import datetime
+import sys
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from gpt_jax import cli, errors, knobs
+
+if TYPE_CHECKING:
+  from gpt_jax.weights import run_dir
+
+_ACTIONS = ('list', 'verify', 'remove')
+
+
+def define_flags() -> flags.FlagValues:
+  return flags.FlagValues()
+
+
+def main(_: flags.FlagValues, words: list[str]) -> None:
+  action, folder, *rest = [*words, '', ''][: max(2, len(words))]
+  if action not in _ACTIONS:
+    problem = f'{action!r} must be one of {", ".join(_ACTIONS)}'
+    raise errors.UserError('command line', problem, knobs.suggestion(action, _ACTIONS))
+  if bool(rest) != (action == 'remove') or not all(word.isdecimal() for word in rest):
+    expected = 'RUN STEP …' if action == 'remove' else 'RUN'
+    raise errors.UserError('command line', f'must be {action} {expected}', 'see --help')
+  from gpt_jax.weights import run_dir  # slow to import
+
+  run = run_dir.RunDir(folder)
+  if not folder or not run.checkpoints.is_dir():
+    fix = "give a run's workdir, such as runs/quickstart"
+    raise errors.UserError(folder or 'run', 'has no checkpoints', fix)
+  with cli.output():
+    if action == 'remove':
+      _remove(run, sorted(map(int, rest)))
+    else:
+      _show(run, verify=action == 'verify')
+
+
+def _show(run: 'run_dir.RunDir', *, verify: bool) -> None:
+  """Prints a line for each checkpoint; exits with 2 if one is found damaged."""
+  from gpt_jax.training import overview
+  from gpt_jax.weights import manifest
+
+  scores = manifest.scores(run.checkpoints)
+  best, rows, damaged = manifest.best(scores), [('step', 'score', 'MB', 'saved', 'state')], False
+  for step in scores:
+    folder = run.checkpoints / str(step)
+    try:
+      found = manifest.verify(folder) if verify else manifest.read(folder)
+      score = '' if found.score is None else f'{found.score:.4f}'
+      state = ', '.join(['intact'] * verify + ['best'] * (step == best))
+    except errors.UserError as e:
+      score, state, damaged = '', str(e), True
+    size = sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
+    saved = datetime.datetime.fromtimestamp(folder.stat().st_mtime)
+    rows.append((f'{step:,}', score, f'{size / 1e6:,.1f}', f'{saved:%Y-%m-%d %H:%M}', state))
+  print(overview.table(rows))
+  if damaged:
+    sys.stdout.flush()
+    sys.exit(cli.USER_ERROR)
+
+
+def _remove(run: 'run_dir.RunDir', steps: list[int]) -> None:
+  """Removes checkpoints; raises `UserError` if one is missing, or no intact one would be left."""
+  from gpt_jax.training import lock
+  from gpt_jax.weights import checkpoints, manifest
+
+  with lock.locked(run.path):
+    have = manifest.steps(run.checkpoints)
+    if missing := sorted(set(steps) - set(have)):
+      problem = f'{missing[0]} is no checkpoint of {run.path}'
+      raise errors.UserError('step', problem, f'there are {", ".join(map(str, have))}')
+    kept = sorted(set(have) - set(steps), reverse=True)
+    if manifest.first_intact(run.checkpoints, kept)[0] is None:
+      raise errors.UserError(
+        'step', 'no intact checkpoint would be left', 'keep one, or remove RUN'
+      )
+    for step in steps:
+      checkpoints.remove(run.checkpoints / str(step))
+      print(f'removed {run.checkpoints / str(step)}')
+
+
+if __name__ == '__main__':
+  cli.run(main, define_flags(), doc=__doc__, takes_words=True)

@@ -1,0 +1,75 @@
+"""Two trainings never share a folder, and a lock ends with its holder."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gpt_jax import errors
+from gpt_jax.training import lock
+from tests import raised
+
+_HOLDER = """
+import pathlib, sys, time
+from gpt_jax.training import lock
+with lock.locked(pathlib.Path(sys.argv[1])):
+  print('locked', flush=True)
+  time.sleep(600)
+"""
+
+
+def _enter(folder):
+  with lock.locked(folder):
+    pass
+
+
+@pytest.fixture
+def holder(tmp_path):
+  """Another process that has the lock of the folder `run`."""
+  command = [sys.executable, '-c', _HOLDER, tmp_path / 'run']
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    assert process.stdout and process.stdout.readline() == 'locked\n'
+    yield process
+    process.kill()
+
+
+def test_the_second_is_refused_and_told_who_is_there_until_that_is_killed(tmp_path, holder):
+  for _ in range(2):
+    error = raised.user_error(_enter, tmp_path / 'run')
+    assert error.key == 'workdir'
+    for part in (
+      str(tmp_path / 'run'),
+      f'process {holder.pid} on {os.uname().nodename}',
+      'since 20',
+    ):
+      assert part in error.problem
+  holder.send_signal(signal.SIGKILL)
+  holder.wait()
+  _enter(tmp_path / 'run')
+
+
+def test_a_folder_that_stays_empty_is_removed_with_those_above_it(tmp_path):
+  (tmp_path / 'kept').mkdir()
+  with lock.locked(tmp_path / 'kept' / 'a' / 'b'):
+    assert (tmp_path / 'kept' / 'a' / 'b').is_dir()
+  assert list(tmp_path.rglob('*')) == [tmp_path / 'kept']
+  with pytest.raises(errors.UserError, match='x'), lock.locked(tmp_path / 'new'):
+    raise errors.UserError('x', 'y')
+  assert list(tmp_path.rglob('*')) == [tmp_path / 'kept']
+
+
+def test_a_folder_with_something_in_it_stays(tmp_path):
+  with lock.locked(tmp_path / 'run'):
+    (tmp_path / 'run' / 'file').write_text('mine')
+  assert (tmp_path / 'run' / 'file').read_text() == 'mine'
+  _enter(tmp_path / 'run')
+
+
+@pytest.mark.parametrize('name', ['file', 'file/run', 'file/a/run', 'x' * 300])
+def test_a_path_that_cannot_be_a_folder_is_an_error(tmp_path, name):
+  (tmp_path / 'file').write_text('mine')
+  error = raised.user_error(_enter, tmp_path / name)
+  assert error.key == 'workdir' and name in str(error)
+  assert (tmp_path / 'file').read_text() == 'mine'
