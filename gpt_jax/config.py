@@ -40,6 +40,9 @@ class ModelConfig:
     'float32', 'Compute type; parameters stay float32.', choices=('float32', 'bfloat16')
   )
   remat: bool = _knob(False, 'Recompute each block in the backward pass: less memory, more time.')
+  remat_keep: str = _knob(
+    'nothing', 'What of a block remat keeps: products save time.', choices=('nothing', 'products')
+  )
   scan_layers: bool = _knob(
     False, 'Compile one block and scan it over the layers: compiles faster, runs slower.'
   )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import ad_checkpoint
 
 from gpt_jax import config as config_lib
 from gpt_jax.models import layers
@@ -70,6 +71,7 @@ class CausalSelfAttention(nn.Module):
     else:
       drop = nn.Dropout(cfg.dropout, deterministic=deterministic)
       y_BLHK = _attend(q_BLHK, k_BLHK, v_BLHK, segments_BL, drop)
+    y_BLHK = ad_checkpoint.checkpoint_name(y_BLHK, layers.PRODUCT)
     project = layers.Dense(cfg, (D,), ('heads', 'embed'), layers.residual_std(cfg), name='c_proj')
     y_BLD = project(y_BLHK.reshape(B, L, D))
     return nn.Dropout(cfg.dropout, deterministic=deterministic)(y_BLD), cache

@@ -74,8 +74,12 @@ class GPT(output.LanguageModel):
     self.wpe = embed(cfg.block_size)
     # Its name is part of the random key: runs that resume must draw what they would have drawn.
     self.drop = nn.Dropout(cfg.dropout, name='Dropout_0')
-    # The fifth argument of Block.__call__ (self is 0) decides what is traced, so it stays static.
-    block: Any = nn.remat(Block, static_argnums=(5,)) if cfg.remat else Block
+    block: Any = Block
+    if cfg.remat:
+      names = {'nothing': (), 'products': (layers.PRODUCT,)}[cfg.remat_keep]
+      policy = jax.checkpoint_policies.save_only_these_names(*names)
+      # The fifth argument of Block.__call__ (self is 0) decides what is traced, so it stays static.
+      block = nn.remat(Block, static_argnums=(5,), policy=policy)
     if cfg.scan_layers:
       self.h = nn.scan(
         block,

@@ -14,11 +14,13 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from jax import ad_checkpoint
 
 from gpt_jax import config as config_lib
 from gpt_jax.models import quantized
 
 INIT_STD = 0.02
+PRODUCT = 'product'  # the name of what is kept by remat_keep=products
 _LAYER_NORM_EPS = 1e-5
 
 # Logical names of the axes of an array; None is an axis that is never sharded.
@@ -66,7 +68,7 @@ class Dense(nn.Module):
       b_RF = weights('lora_b', nn.initializers.zeros, R)
       z_BLR = product(x_BLD, a_DR, (inputs, None))
       y_BLF += cfg.lora_alpha / R * product(z_BLR, b_RF, (None, *outputs))
-    return y_BLF
+    return ad_checkpoint.checkpoint_name(y_BLF, PRODUCT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -22,7 +22,7 @@ from gpt_jax.weights import manifest, run_dir
 # Keys that may change within a run: they decide where it is computed and what is reported, not the
 # parameters (except for the order of float32 sums, which mesh and gradient_accumulation change).
 _FREE = re.compile(
-  r'(mesh|processes)\..*|model\.(attention|remat)|data\.(cache_dir|processes|verify)'
+  r'(mesh|processes)\..*|model\.(attention|remat|remat_keep)|data\.(cache_dir|processes|verify)'
   r'|train\.(gradient_accumulation|.*_every|eval_batches|keep_checkpoints|tensorboard)'
 )
 # Keys that processes of one run may have values of their own for.

@@ -16,8 +16,11 @@ import time
 import traceback
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
-from gpt_jax import cli, errors, train
+from absl import flags
+
+from gpt_jax import cli, train
 from gpt_jax import config as config_lib
 from gpt_jax.data import loader  # noqa: F401 (so that it is there after a fork)
 from gpt_jax.training import loop  # noqa: F401
@@ -56,14 +59,8 @@ def call(log: pathlib.Path, work: Callable[..., Any], *args: Any) -> tuple[int, 
 
 def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """Trains as the command does: exits with its code."""
-  try:
-    train.train(config, workdir)
-  except errors.UserError as e:
-    print('error:', e)
-    sys.exit(cli.USER_ERROR)
-  except errors.Stopped as e:
-    print(e)
-    sys.exit(cli.STOPPED)
+  with mock.patch.object(sys, 'argv', ['train']):
+    cli.run(lambda _: train.train(config, workdir), flags.FlagValues(), doc='')
 
 
 def count_changes(folder: pathlib.Path, work: Callable[[], None]) -> int:

@@ -65,9 +65,10 @@ def test_scanning_the_layers_changes_neither_loss_nor_gradients():
   tiny.assert_close(gradients, tiny.stack(_plain_loss()[2]), rtol=3e-6)
 
 
+@pytest.mark.parametrize('keep', ['nothing', 'products'])
 @pytest.mark.parametrize('scan_layers', [False, True])
-def test_remat_changes_neither_loss_nor_gradients_also_with_dropout(scan_layers):
-  loss, _, gradients = _loss_with_dropout(scan_layers=scan_layers, remat=True)
+def test_remat_changes_neither_loss_nor_gradients_also_with_dropout(scan_layers, keep):
+  loss, _, gradients = _loss_with_dropout(scan_layers=scan_layers, remat=True, remat_keep=keep)
   plain_loss, _, plain_gradients = _loss_with_dropout(scan_layers=scan_layers)
   assert loss == pytest.approx(plain_loss, rel=1e-6)
   tiny.assert_close(gradients, plain_gradients, rtol=3e-6)
@@ -76,15 +77,17 @@ def test_remat_changes_neither_loss_nor_gradients_also_with_dropout(scan_layers)
 
 @pytest.mark.parametrize('scan_layers', [False, True])
 def test_remat_keeps_less_for_the_backward_pass(scan_layers):
-  def kept(remat):
-    changes = {'remat': remat, 'scan_layers': scan_layers}
+  def kept(**remat):
+    changes = remat | {'scan_layers': scan_layers}
     apply = functools.partial(_apply, tokens_BL=tiny.make_tokens(16, BLOCK), **changes)
     params = models.abstract_params(tiny.make_config(**changes))
     backward = jax.eval_shape(lambda params: jax.vjp(apply, params)[1], params)
     return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
   # Of a block: its input, D per token, instead of 3 D of c_attn, 4 D of c_fc, the weights and more.
-  assert kept(remat=True) < kept(remat=False) / 3
+  assert kept(remat=True) < kept() / 3
+  # Its products have 3 D + D + D + 4 D + D per token.
+  assert kept(remat=True) * 2 < kept(remat=True, remat_keep='products') < kept() / 1.5
 
 
 def test_padding_of_the_vocabulary_changes_nothing():

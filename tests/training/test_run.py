@@ -82,6 +82,7 @@ def test_a_run_resumes_with_its_config_and_what_does_not_change_its_parameters(t
     'train.tensorboard': True,
     'model.attention': 'xla',
     'model.remat': True,
+    'model.remat_keep': 'products',
     'model.vocab_size': 0,  # not known yet
   }
   assert _refused_keys(path, _config()) == _refused_keys(path, _config(**free)) == []
