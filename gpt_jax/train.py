@@ -65,13 +65,14 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     starts_from = config.init_from if run.step is None else ''
     pretrained = saved_model.open_model(starts_from) if starts_from else None
     data = processes.in_turn(lambda: loader.open_data(config, check=guard.check))
+    attention = config.model.attention
     config = program.resolve(config, data.tokenizer, data.classes, mesh)
     if pretrained:
       pretrained.check(config.model, data.tokenizer)
     run.start(config, data)
     built = program.build(config, mesh)
     report.summarize(built, data, run)
-    compiled = report.compile_program(built)
+    compiled = report.compile_program(built, attention=attention)
     vote = processes.StopVote(guard)
     loop.Loop(compiled, data, run, vote.check).train(pretrained)
 

@@ -5,7 +5,7 @@ import time
 
 import jax
 
-from gpt_jax import models, progress
+from gpt_jax import knobs, models, progress
 from gpt_jax.data import loader
 from gpt_jax.models import lora
 from gpt_jax.parallel import mesh as mesh_lib
@@ -45,10 +45,23 @@ def summarize(program: program_lib.Program, data: loader.Data, run: run_dir.RunD
   _row('results in', str(run.path))
 
 
-def compile_program(program: program_lib.Program) -> program_lib.Program:
-  """Compiles both steps; prints the time it took and the memory that training takes."""
+def compile_program(
+  program: program_lib.Program, *, attention: str = 'auto'
+) -> program_lib.Program:
+  """Compiles both steps; prints the time it took and the memory that training takes.
+
+  With `attention` auto, XLA's is taken if cuDNN's was chosen and doesn't work here.
+  """
   began = time.monotonic()
-  program = program.compile()
+  try:
+    program = program.compile()
+  except (RuntimeError, ValueError, NotImplementedError) as e:  # as the library is missing or old
+    if (attention, program.config.model.attention) != ('auto', 'cudnn'):
+      raise
+    reason = str(e).splitlines()[0][:200]
+    _row('attention', f"by XLA, slower, since cuDNN's doesn't work here: {reason}")
+    other = knobs.replace(program.config, {'model.attention': 'xla'})
+    program = program_lib.build(other, program.tokens.sharding.mesh).compile()
   gradients, _ = models.split_trained(program.config.model, program.state.params)
   state = mesh_lib.per_device_bytes(program.state)
   analysis = program.train_step.memory_analysis()

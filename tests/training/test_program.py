@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors
+from gpt_jax import errors, knobs
 from gpt_jax.data.tokenizers import char
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import program as program_lib
+from gpt_jax.training import report
 
 TOKENIZER = char.ByteTokenizer()
 
@@ -84,3 +85,18 @@ def test_auto_attention_is_the_kernel_of_the_device_if_that_can_do_it(device, op
   )
   resolved = program_lib.resolve(_config(**options), TOKENIZER, (), mesh)
   assert resolved.model.attention == kernel
+
+
+def test_attention_that_was_chosen_but_does_not_work_is_replaced_and_told(capsys):
+  wanted = _config(attention='cudnn', pad_vocab_to=2, vocab_size=257)  # there is no cuDNN on a CPU
+  program = program_lib.build(wanted, mesh_lib.make_mesh(wanted))
+  with pytest.raises(RuntimeError):
+    report.compile_program(program, attention='cudnn')
+  assert capsys.readouterr().out == ''
+  compiled = report.compile_program(program, attention='auto')
+  assert compiled.config == knobs.replace(wanted, {'model.attention': 'xla'})
+  assert 'attention' in capsys.readouterr().out
+  batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), compiled.batch)
+  batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch, compiled.batch)
+  _, metrics = compiled.train_step(compiled.init(), batch)
+  assert np.isfinite(metrics['loss'])
