@@ -1,0 +1,162 @@
+"""Check this machine: python -m gpt_jax.doctor
+
+Prints a line for each thing that training needs: what there is, or what is wrong and what helps.
+The last one trains a tiny model, saves it, reads it back and samples. Exit code 2: something is
+wrong.
+"""
+
+import contextlib
+import importlib.metadata
+import io
+import os
+import pathlib
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+from absl import flags
+
+from gpt_jax import cli, errors, user_cache
+from gpt_jax import config as config_lib
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tiktoken')
+
+
+def define_flags() -> flags.FlagValues:
+  return flags.FlagValues()
+
+
+def main(_: flags.FlagValues) -> None:
+  checks = {
+    'versions': _versions,
+    'this folder': _folder,
+    'compiled programs': _compilation_cache,
+    'vocabulary': _vocabulary,
+    'devices': _devices,
+    'train and sample': _cycle,
+  }
+  wrong = list[str]()
+  with cli.output():
+    for name, check in checks.items():
+      try:
+        mark, text = ('-', 'not tried') if 'devices' in wrong else ('ok', check())
+      except errors.UserError as e:
+        mark, text = 'WRONG', f'{e.problem}; {e.fix}'
+        wrong.append(name)
+      print(f'{mark:>5}  {name:<17}  {text}', flush=True)
+  if wrong:
+    sys.exit(cli.USER_ERROR)
+
+
+def _versions() -> str:
+  found = [f'python {platform.python_version()}']
+  for name in _PACKAGES:
+    try:
+      found.append(f'{name} {importlib.metadata.version(name)}')
+    except importlib.metadata.PackageNotFoundError as e:
+      raise errors.UserError(name, f'{name} is not installed', 'pip install gpt_jax') from e
+  return ', '.join(found)
+
+
+def _devices() -> str:
+  import jax
+
+  from gpt_jax.parallel import mesh
+
+  mesh.start(config_lib.MeshConfig())
+  try:
+    devices = jax.devices()
+  except (RuntimeError, AssertionError) as e:  # the second without a message
+    problem = f'JAX has none ({str(e).splitlines()[0] if str(e) else "no such platform"})'
+    fix = 'pip install gpt_jax[cuda] or gpt_jax[tpu]'
+    if platforms := os.environ.get('JAX_PLATFORMS'):
+      fix += f', or unset JAX_PLATFORMS={platforms}'
+    raise errors.UserError('devices', problem, fix) from e
+  has_gpu = shutil.which('nvidia-smi') and devices[0].platform == 'cpu'
+  if has_gpu and not os.environ.get('JAX_PLATFORMS'):
+    raise errors.UserError(
+      'devices', 'there is an NVIDIA GPU, which JAX does not see', 'pip install gpt_jax[cuda]'
+    )
+  host = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  limit = (devices[0].memory_stats() or {}).get('bytes_limit')
+  memory = f'{limit / 1e9:.0f} GB each; ' if limit else ''
+  return f'{len(devices)} × {devices[0].device_kind}, {memory}{host / 1e9:.0f} GB beside the CPU'
+
+
+def _compilation_cache() -> str:
+  import jax
+
+  user_cache.enable_compilation_cache()
+  config: object = jax.config
+  path = getattr(config, 'jax_compilation_cache_dir', None)
+  if not path:
+    problem = f'{user_cache.folder()} cannot be written: each start compiles again'
+    raise errors.UserError('cache', problem, 'set XDG_CACHE_HOME to a folder that can')
+  _write(pathlib.Path(path))
+  return str(path)
+
+
+def _vocabulary() -> str:
+  from gpt_jax.data.tokenizers import bpe
+
+  return f"GPT-2's, {len(bpe.mergeable_ranks(bpe.find_merges())):,} merges"
+
+
+def _folder() -> str:
+  folder = pathlib.Path.cwd()
+  _write(folder)
+  return f'{folder}, {shutil.disk_usage(folder).free / 1e9:,.0f} GB free'
+
+
+def _write(folder: pathlib.Path) -> None:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as e:
+    problem = f'{folder} cannot be written ({e.strerror})'
+    raise errors.UserError('folder', problem, 'use another, or change its rights') from e
+
+
+def _cycle() -> str:
+  """Trains for 20 steps, resumes for 10 more, and samples."""
+  began = time.monotonic()
+  from gpt_jax import train
+  from gpt_jax.generation import language_model
+  from gpt_jax.training import metrics
+
+  with tempfile.TemporaryDirectory() as name, _silence():
+    folder = pathlib.Path(name)
+    (folder / 'text.txt').write_text('the sea, the sea and the sand; a wave. ' * 100)
+    for steps in (20, 30):
+      train.train(_tiny(folder, steps), folder / 'run')
+    losses = metrics.column(metrics.read(folder / 'run' / 'metrics.jsonl'), 'val/loss')[1]
+    language_model.load(folder / 'run').generate(['the sea'], max_new_tokens=8)
+  change = f'loss {losses[0]:.2f} → {losses[-1]:.2f} in 30 steps'
+  if not losses[-1] < losses[0]:
+    raise errors.UserError('loss', change, 'report it, with these lines')
+  return f'{change}, saved, resumed and sampled in {time.monotonic() - began:.0f} s'
+
+
+def _tiny(folder: pathlib.Path, steps: int) -> config_lib.Config:
+  return config_lib.Config(
+    model=config_lib.ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=16),
+    data=config_lib.DataConfig(
+      source=f'text:{folder / "text.txt"}', tokenizer='byte', cache_dir=str(folder / 'cache')
+    ),
+    train=config_lib.TrainConfig(steps=steps, batch_size=16, eval_batches=1),
+    optimizer=config_lib.OptimizerConfig(learning_rate=1e-2, warmup_steps=0, schedule='constant'),
+  )
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+  with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    yield
+
+
+if __name__ == '__main__':
+  cli.run(main, define_flags(), doc=__doc__)
