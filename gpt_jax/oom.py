@@ -1,7 +1,7 @@
 """Reports running out of device memory as a user error."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -9,8 +9,11 @@ from gpt_jax import errors
 
 
 @contextlib.contextmanager
-def oom_as_user_error(fix: str) -> Iterator[None]:
-  """Turns XLA's out-of-memory errors inside the `with` block into a `UserError` with this fix."""
+def oom_as_user_error(fix: str | Callable[[], str]) -> Iterator[None]:
+  """Turns XLA's out-of-memory errors inside the `with` block into a `UserError` with this fix.
+
+  A function is called only then.
+  """
   try:
     yield
   except jax.errors.JaxRuntimeError as e:
@@ -18,4 +21,5 @@ def oom_as_user_error(fix: str) -> Iterator[None]:
     if 'RESOURCE_EXHAUSTED' not in str(e) and 'Out of memory' not in str(e):
       raise
     detail = str(e).splitlines()[0][:200]
+    fix = fix if isinstance(fix, str) else fix()
     raise errors.UserError('out of device memory', detail, fix) from e

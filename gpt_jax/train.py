@@ -40,18 +40,13 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
   from gpt_jax.data import loader
   from gpt_jax.parallel import mesh as mesh_lib
   from gpt_jax.parallel import processes
-  from gpt_jax.training import lock, loop, metrics, program, report
+  from gpt_jax.training import fit, lock, loop, metrics, program, report
   from gpt_jax.training import run as run_lib
   from gpt_jax.weights import saved_model
 
-  fix = (
-    'raise `train.gradient_accumulation`, set `model.remat=true`, shard the state with '
-    '`mesh.fsdp`, or lower `train.batch_size`'
-  )
   with (
     shutdown.Guard() as guard,
     processes.joined(config),
-    oom.oom_as_user_error(fix),
     lock.locked(pathlib.Path(workdir)),
   ):
     user_cache.enable_compilation_cache()
@@ -72,9 +67,10 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     run.start(config, data)
     built = program.build(config, mesh)
     report.summarize(built, data, run)
-    compiled = report.compile_program(built, attention=attention)
-    vote = processes.StopVote(guard)
-    loop.Loop(compiled, data, run, vote.check).train(pretrained)
+    with oom.oom_as_user_error(lambda: fit.advice(built)):
+      compiled = report.compile_program(built, attention=attention)
+      vote = processes.StopVote(guard)
+      loop.Loop(compiled, data, run, vote.check).train(pretrained)
 
 
 if __name__ == '__main__':
