@@ -69,6 +69,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     report.summarize(built, data, run)
     with oom.oom_as_user_error(lambda: fit.advice(built)):
       compiled = report.compile_program(built, attention=attention)
+      fit.check(compiled)
       vote = processes.StopVote(guard)
       loop.Loop(compiled, data, run, vote.check).train(pretrained)
 
