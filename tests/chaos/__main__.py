@@ -1,7 +1,8 @@
 """Does to runs what machines do: python -m tests.chaos [--short] [TRIAL …]
 
-Prints a line for each trial: what was done and what was found. Exits with 1 if that isn't right. All of them take about half an hour
-on two cores, the short ones less than a minute. `disk` mounts small file systems, as root only can.
+Prints a line for each trial: what was done and what was found. Exits with 1 if that isn't right.
+All of them take about half an hour on two cores, the short ones less than a minute. `disk` mounts
+small file systems, as root only can.
 """
 
 import os
@@ -11,7 +12,15 @@ import tempfile
 import time
 from collections.abc import Callable
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# The trials start hundreds of trainings: they compile once, and quickly.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ |= {
+  'JAX_COMPILATION_CACHE_DIR': _CACHE.name,
+  'JAX_PLATFORMS': 'cpu',
+  'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
+  'JAX_ENABLE_COMPILATION_CACHE': 'true',
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+}
 
 from tests.chaos import child, disk, kills, readers, rot, signals, two
 
