@@ -22,7 +22,7 @@ os.environ |= {
   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
 }
 
-from tests.chaos import child, disk, kills, readers, rot, signals, two
+from tests.chaos import child, disk, kills, readers, rot, signals, two  # noqa: E402
 
 TRIALS: dict[str, Callable[[pathlib.Path], child.Result]] = {
   'kills': lambda folder: kills.trial(folder, 200),
