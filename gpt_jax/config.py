@@ -216,7 +216,7 @@ class OptimizerConfig:
 
   learning_rate: float = _knob(6e-4, 'Peak learning rate.', above=0, at_most=1e6)
   min_learning_rate: float = _knob(
-    6e-5, 'Learning rate at the end of the schedule; constant ignores it.', at_least=0, at_most=1e6
+    6e-5, 'Learning rate at the end of the schedule; constant ignores it.', at_least=0
   )
   warmup_steps: int = _knob(100, 'Steps of linear warm-up.', at_least=0)
   schedule: str = _knob(

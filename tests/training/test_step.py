@@ -297,7 +297,8 @@ def _poisoned(kind):
   def loss(model, params, part, key):
     total = _LOSS(model, params, part, key)
     zero = total - jax.lax.stop_gradient(total)
-    return total + {'loss': np.nan, 'gradients': jnp.sqrt(zero), 'large': 1e30 * zero}[kind]
+    added = {'loss': zero * np.nan, 'gradients': jnp.sqrt(zero), 'large': 1e30 * zero}
+    return total + added[kind]
 
   return loss
 
