@@ -1,5 +1,6 @@
 """A run with bad batches is the run that never saw them, however often it is interrupted."""
 
+import dataclasses
 import json
 import math
 import signal
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt_jax import config as config_lib
 from gpt_jax import errors
 from gpt_jax.data import batches, loader
 from gpt_jax.parallel import mesh as mesh_lib
@@ -146,6 +148,17 @@ def test_a_run_without_a_checkpoint_goes_back_to_its_initial_state(config, bad, 
   _check(config, path, [4, None, 6, 7, 8, 9], skipped=1)
 
 
+def test_the_initial_state_may_be_a_model_that_was_trained_before(config, bad, tmp_path):
+  base = runs.run(runs.change(config, train__steps=1), tmp_path / 'base')
+  changes = {'init_from': str(base), 'train__checkpoint_every': 100}
+  config = runs.change(config, **changes)
+  bad.nan.update({2, 3})
+  unbroken = runs.run(config, tmp_path / 'unbroken')
+  runs.assert_same(_interrupt(config, tmp_path / 'run', stops=(2,)), unbroken)
+  other = runs.run(runs.change(config, init_from=''), tmp_path / 'other')
+  assert runs.lines(other) != runs.lines(unbroken)
+
+
 def test_a_run_that_fails_again_says_where_and_does_so_whenever_it_is_run(config, bad, tmp_path):
   bad.nan.update({3, 4, 6, 7})
   found = [raised.user_error(runs.run, config, tmp_path / 'run') for _ in range(2)]
@@ -162,6 +175,11 @@ def test_a_run_may_go_back_again_from_a_later_checkpoint(config, bad, tmp_path):
   bad.nan.update({3, 4, 8, 9})
   path = runs.run(runs.change(config, train__steps=7), tmp_path / 'run')
   _check(config, path, [0, 1, 5, 6, 10, 11, 12])
+
+
+def test_the_window_of_losses_is_documented():
+  fields = {field.name: field for field in dataclasses.fields(config_lib.TrainConfig)}
+  assert f'the last {recovery.WINDOW} ' in fields['spike_zscore'].metadata['doc']
 
 
 @pytest.mark.parametrize('stops', [(), (2,), (4,)], ids=str)
@@ -184,7 +202,7 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(
 
   def with_losses(*args: Any) -> Any:
     program = build(*args)
-    return program_lib.dataclasses.replace(program, eval_step=sums)
+    return dataclasses.replace(program, eval_step=sums)
 
   monkeypatch.setattr(program_lib, 'build', with_losses)
   config = runs.change(config, train__eval_every=1, train__eval_batches=1)
