@@ -237,3 +237,14 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(
 def test_a_run_goes_back_to_what_is_saved_whether_it_was_stopped_or_not(saved, good, expected):
   lines = [{'step': step, 'val/loss': loss} for step, loss in {0: 9.0, 3: 2.0, 14: 1.0}.items()]
   assert recovery.target(lines, saved, good, 10) == expected
+
+
+def test_a_new_row_of_bad_steps_begins_where_a_run_goes_back_to(tmp_path):
+  (tmp_path / '4').mkdir()
+  then = recovery.Recovery(offset=3, skipped=2, in_a_row=1, losses=[0.5])
+  manifest.write(tmp_path / '4', manifest.Manifest(4, None, then.saved(), {}))
+  now = recovery.Recovery(offset=3, skipped=9, in_a_row=7)
+  trouble = recovery.Trouble('key', 'problem', step=11, good=4)
+  after = now.after(trouble, tmp_path / '4')
+  assert after == recovery.Recovery(offset=3 + 11 - 4, skipped=2, losses=[0.5])
+  assert after.after(trouble, tmp_path / '4') is None
