@@ -1,4 +1,7 @@
-"""metrics.jsonl: one JSON object per line, appended; every step once, also after a resume."""
+"""metrics.jsonl: one JSON object per line, appended; every step once, also after a resume.
+
+JSON has no NaN and no infinity: a value that isn't finite is null there, and NaN when read.
+"""
 
 import json
 import math
@@ -20,16 +23,21 @@ def read(path: pathlib.Path) -> list[Line]:
   """
   try:
     lines = path.read_text(encoding='utf-8').split('\n')[:-1]  # the rest is not a whole line
-    return [{'step': values['step'], **values} for values in map(json.loads, lines)]
+    return [
+      {'step': values['step']} | {k: math.nan if v is None else v for k, v in values.items()}
+      for values in map(json.loads, lines)
+    ]
   except FileNotFoundError:
     return []
-  except (ValueError, TypeError, KeyError) as e:
+  except (ValueError, TypeError, KeyError, AttributeError) as e:
     raise errors.UserError(str(path), f'is damaged ({e})', 'fix it or move it away') from e
 
 
 def column(lines: Iterable[Line], key: str) -> tuple[list[int], list[float]]:
-  """Returns steps and values of the lines that have `key`."""
-  pairs = [(int(line['step']), line[key]) for line in lines if key in line]
+  """Returns steps and values of the lines in which `key` has a finite value."""
+  pairs = [
+    (int(line['step']), line[key]) for line in lines if math.isfinite(line.get(key, math.nan))
+  ]
   return [step for step, _ in pairs], [value for _, value in pairs]
 
 
@@ -71,7 +79,7 @@ class MetricsLog:
     self._path, self._writes, self._events = path, writes, None
     self._start = time.monotonic() - max((line.get('time', 0.0) for line in self.lines), default=0)
     if writes:
-      atomic.write_bytes(path, ''.join(json.dumps(line) + '\n' for line in self.lines).encode())
+      atomic.write_bytes(path, ''.join(map(_to_json, self.lines)).encode())
       if tensorboard:
         self._events = event_file.EventFile(tensorboard, purge_step=last + 1)
 
@@ -85,6 +93,11 @@ class MetricsLog:
     self.lines.append(line)
     if self._writes:
       with self._path.open('a', encoding='utf-8') as file:
-        file.write(json.dumps(line) + '\n')
+        file.write(_to_json(line))
     if self._events:
       self._events.write(step, values)
+
+
+def _to_json(line: Line) -> str:
+  values = {key: value if math.isfinite(value) else None for key, value in line.items()}
+  return json.dumps(values, allow_nan=False) + '\n'
