@@ -1,5 +1,6 @@
 """The training loop: steps, metrics, evaluations, checkpoints, and a stop at any moment."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -199,8 +200,8 @@ class Loop:
 
   def _save(self, state: step_lib.TrainState, step: int, score: float | None) -> None:
     items = {'params': state.params, 'optimizer': state.opt_state}
-    identity = self._identity | self._recovery.saved()
-    self._checkpoints.save(step, items, score=score, identity=identity)
+    recovery = dataclasses.asdict(self._recovery)
+    self._checkpoints.save(step, items, score=score, identity=self._identity, recovery=recovery)
     self._saved = step
 
   def _evaluate(self, state: step_lib.TrainState, step: int) -> tuple[float | None, bool]:

@@ -7,7 +7,6 @@ that was stopped or killed meanwhile does the same.
 """
 
 import dataclasses
-import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from gpt_jax.training import metrics as metrics_lib
 from gpt_jax.weights import manifest
 
 WINDOW = 128  # losses that a leap is measured by
-_KEY, _SHOWN = 'recovery', 8
+_SHOWN = 8  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +50,7 @@ class Recovery:
   @classmethod
   def read(cls, checkpoint: pathlib.Path) -> Self:
     """Returns what a checkpoint holds."""
-    return cls(**json.loads(manifest.read(checkpoint).identity.get(_KEY, '{}')))
-
-  def saved(self) -> dict[str, str]:
-    """Returns what a checkpoint's identity holds of this."""
-    return {_KEY: json.dumps(dataclasses.asdict(self), allow_nan=False)}
+    return cls(**manifest.read(checkpoint).recovery)
 
   def see(
     self, step: int, metrics: Mapping[str, float], train: config_lib.TrainConfig

@@ -66,15 +66,23 @@ class Checkpoints:
       raise self._failed from error
 
   def save(
-    self, step: int, items: Mapping[str, Any], *, score: float | None, identity: dict[str, str]
+    self,
+    step: int,
+    items: Mapping[str, Any],
+    *,
+    score: float | None,
+    identity: dict[str, str],
+    recovery: Mapping[str, Any] | None = None,
   ) -> None:
     """Starts to save `items`, trees by name; copies them off the device before it returns.
+
+    The manifest has the others.
 
     If `step` was saved before its evaluation ended, only records `score`: the lowest is the best.
     """
     self.wait()
     if step not in self._scores:
-      self._saving = manifest_lib.Manifest(step, score, identity, {})
+      self._saving = manifest_lib.Manifest(step, score, identity, dict(recovery or {}), {})
       saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
       try:
         self._check_space(sum(x.nbytes for x in jax.tree.leaves(items)))

@@ -32,6 +32,7 @@ class Manifest:
   step: int
   score: float | None  # the least is the best; None: not measured
   identity: dict[str, str]  # as of `run_dir.identity`
+  recovery: dict[str, Any]  # what the run knew of its bad steps
   files: dict[str, str]  # path in its folder -> SHA-256
 
 

@@ -242,7 +242,7 @@ def test_a_run_goes_back_to_what_is_saved_whether_it_was_stopped_or_not(saved, g
 def test_a_new_row_of_bad_steps_begins_where_a_run_goes_back_to(tmp_path):
   (tmp_path / '4').mkdir()
   then = recovery.Recovery(offset=3, skipped=2, in_a_row=1, losses=[0.5])
-  manifest.write(tmp_path / '4', manifest.Manifest(4, None, then.saved(), {}))
+  manifest.write(tmp_path / '4', manifest.Manifest(4, None, {}, dataclasses.asdict(then), {}))
   now = recovery.Recovery(offset=3, skipped=9, in_a_row=7)
   trouble = recovery.Trouble('key', 'problem', step=11, good=4)
   after = now.after(trouble, tmp_path / '4')

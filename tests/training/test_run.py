@@ -173,7 +173,7 @@ def _checkpoint(folder, step):
   path = folder / str(step)
   (path / 'params').mkdir(parents=True)
   (path / 'params' / 'x').write_bytes(b'123')
-  manifest.write(path, manifest.Manifest(step, None, {}, {}))
+  manifest.write(path, manifest.Manifest(step, None, {}, {}, {}))
 
 
 def test_damaged_checkpoints_are_set_aside_and_the_newest_intact_one_is_taken(tmp_path, capsys):

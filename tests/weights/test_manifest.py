@@ -84,7 +84,7 @@ def test_a_checkpoint_of_another_step_is_noticed(copy):
 
 def test_a_newer_format_is_no_damage(copy, monkeypatch):
   monkeypatch.setattr(manifest, '_FORMAT', 2)
-  found = manifest.Manifest(7, 0.5, _IDENTITY, {})
+  found = manifest.Manifest(7, 0.5, _IDENTITY, {}, {})
   manifest.write(copy / '7', found)
   monkeypatch.undo()
   error = raised.user_error(manifest.read, copy / '7')
