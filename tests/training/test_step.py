@@ -297,7 +297,7 @@ def _poisoned(kind):
   def loss(model, params, part, key):
     total = _LOSS(model, params, part, key)
     zero = total - jax.lax.stop_gradient(total)
-    added = {'loss': zero * np.nan, 'gradients': jnp.sqrt(zero), 'large': 1e30 * zero}
+    added = {'loss': jnp.full((), jnp.nan), 'gradients': jnp.sqrt(zero), 'large': 1e30 * zero}
     return total + added[kind]
 
   return loss
