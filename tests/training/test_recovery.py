@@ -138,6 +138,16 @@ def test_after_bad_steps_in_a_row_a_run_goes_back_and_on_behind_them(
   path = _interrupt(config, tmp_path / 'run', stops=stops, crashes=crashes)
   _check(config, path, [0, 1, 5, 6, 7, 8])
   assert manifest.steps(path / 'checkpoints') == [4, 6]
+  runs.assert_trees_equal(runs.saved_state(path, 4), _by_hand(config, [0, 1, 5, 6]))
+
+
+def test_nothing_is_saved_among_bad_steps_that_would_displace_what_to_go_back_to(
+  config, bad, tmp_path
+):
+  bad.nan.update({3, 4, 5})
+  changes = {'max_bad_steps': 3, 'checkpoint_every': 1, 'keep_checkpoints': 1}
+  config = runs.change(config, **{f'train__{key}': value for key, value in changes.items()})
+  _check(config, runs.run(config, tmp_path / 'run'), [0, 1, 2, 6, 7, 8])
 
 
 @pytest.mark.parametrize('stops', [(), (1,), (2, 3)], ids=str)
