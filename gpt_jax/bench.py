@@ -44,7 +44,7 @@ def main(values: flags.FlagValues, config: config_lib.Config, words: list[str]) 
   from gpt_jax import oom  # slow, so after the checks
   from gpt_jax.benchmarks import figures, processes
 
-  with cli.output(), oom.oom_as_user_error('lower `train.batch_size` or `rows`'):
+  with oom.oom_as_user_error('lower `train.batch_size` or `rows`'):
     if options.peer:
       found = processes.compare(mode, config, options)
     else:

@@ -29,7 +29,7 @@ def main(values: flags.FlagValues) -> None:
   from gpt_jax.downstream import classify  # slow, so after the checks
   from gpt_jax.generation import language_model
 
-  with cli.output(), progress.Bar() as bar:
+  with progress.Bar() as bar:
     user_cache.enable_compilation_cache()
     model = language_model.load(values.model)
     try:

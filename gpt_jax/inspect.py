@@ -52,11 +52,10 @@ def main(values: flags.FlagValues) -> None:
   names, request = _check(values)
   from gpt_jax.downstream import pictures  # slow, so after the checks
 
-  with cli.output():
-    for name in [name for name in _ALONE if name in names]:
-      _write(values, f'{name}.png', pictures.png(getattr(pictures, name)()))
-    if set(_OF_MODEL) & names:
-      _look(values, names, request)
+  for name in [name for name in _ALONE if name in names]:
+    _write(values, f'{name}.png', pictures.png(getattr(pictures, name)()))
+  if set(_OF_MODEL) & names:
+    _look(values, names, request)
 
 
 def _check(values: flags.FlagValues) -> 'tuple[set[str], options.Request]':

@@ -50,9 +50,8 @@ def main(values: flags.FlagValues, paths: list[str]) -> None:
     note = 'their tokenizers differ, so their losses per token cannot be compared'
     print(note, file=sys.stderr)
   _draw(runs, output)
-  with cli.output():
-    print(overview.table([_HEAD, *(_row(name, run) for name, run in runs.items())]))
-    print(f'wrote {output}')
+  print(overview.table([_HEAD, *(_row(name, run) for name, run in runs.items())]))
+  print(f'wrote {output}')
 
 
 def _draw(runs: 'dict[str, overview.Overview]', output: pathlib.Path) -> None:

@@ -1,18 +1,29 @@
-"""Turns SIGTERM and SIGINT into a request to stop, which every phase of a run checks."""
+"""What SIGTERM and SIGINT (Ctrl-C) do to a command, and to a run that saves before it stops."""
 
+import contextlib
+import os
 import signal
 import sys
+import threading
 import time
 import types
-from typing import Self
+from collections.abc import Iterator
+from typing import Any, Self
 
 from gpt_jax import errors
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ECHO_SECONDS = 0.5  # timeout(1) signals a process and its group: those two count as one
+_PATIENCE = 1.0  # seconds that a compilation, or another long call of C, may keep a signal waiting
+_SIGNALLED = 128  # plus the number of a signal is the exit code
 
 
 class Guard:
-  """Records the first SIGTERM or SIGINT in `requested`; a later one raises `KeyboardInterrupt`.
+  """Records the first SIGTERM or SIGINT in `requested`; a later one stops at once.
+
+  A command exits then, whatever it does: what it has saved is whole. In a program of Python, a
+  later one raises `KeyboardInterrupt`. Neither ends a compilation in a program: Python handles
+  signals between calls of C.
 
   A context manager: the previous handlers are restored when it ends.
   """
@@ -20,28 +31,105 @@ class Guard:
   def __init__(self) -> None:
     self.requested = False
     self._since = 0.0
-    self._previous: dict[int, signal._HANDLER] = {}
+    self._previous: dict[int, Any] = {}
 
   def __enter__(self) -> Self:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
       self._previous[number] = signal.signal(number, self._handle)
+    _watch.guards.append(self)
     return self
 
   def __exit__(self, *_: object) -> None:
+    _watch.guards.remove(self)
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
   def _handle(self, number: int, _: types.FrameType | None) -> None:
+    if not _watch.is_on and self.take(number):
+      raise KeyboardInterrupt
+
+  def take(self, number: int) -> bool:
+    """Takes a signal; returns whether it is a later one."""
     if self.requested:
-      if time.monotonic() - self._since > _ECHO_SECONDS:
-        raise KeyboardInterrupt
-      return
+      return time.monotonic() - self._since > _ECHO_SECONDS
     self.requested = True
     self._since = time.monotonic()
     name = signal.Signals(number).name
-    print(f'\n{name}: saving and stopping; again to stop at once', file=sys.stderr, flush=True)
+    with contextlib.suppress(RuntimeError):  # the program may be writing just now
+      print(f'\n{name}: saving and stopping; again to stop at once', file=sys.stderr, flush=True)
+    return False
 
   def check(self) -> None:
     """Raises `Stopped` if a stop was requested; for phases that have nothing to save."""
     if self.requested:
       raise errors.Stopped('stopped; run the same command again to resume')
+
+
+class _Watch:
+  """A thread of a command that sees signals which the main thread, in a call of C, can't handle."""
+
+  def __init__(self) -> None:
+    self.is_on = False
+    self.guards: list[Guard] = []
+    self.handled, self.code = 0.0, 0  # when, and the exit code of it
+
+  def run(self, pipe: int) -> None:
+    """Reads the numbers of signals from `pipe` until it is closed."""
+    while data := os.read(pipe, 1):
+      number, came = data[0], time.monotonic()
+      if number not in _SIGNALS:
+        continue
+      if self.guards:
+        if self.guards[-1].take(number):
+          os._exit(_SIGNALLED + number)
+        continue
+      while self.handled < came - _ECHO_SECONDS:
+        if time.monotonic() > came + _PATIENCE:
+          os._exit(_SIGNALLED + number)
+        time.sleep(0.02)
+    os.close(pipe)
+
+  def handle(self, number: int, frame: types.FrameType | None) -> None:
+    """Ends a command without a guard: by an exception, so that it removes what is half done."""
+    self.handled, self.code = time.monotonic(), _SIGNALLED + number
+    while frame:
+      # There is nothing to remove, and libraries in C++ abort if an import of theirs fails.
+      if frame.f_code.co_filename == '<frozen importlib._bootstrap>':
+        os._exit(self.code)
+      frame = frame.f_back
+    if number == signal.SIGINT:
+      raise KeyboardInterrupt
+    sys.exit(self.code)
+
+
+_watch = _Watch()
+
+
+@contextlib.contextmanager
+def ends_command() -> Iterator[None]:
+  """Makes SIGTERM and SIGINT end this process, quietly and soon, unless there is a `Guard`."""
+  ours, end = os.pipe()
+  os.set_blocking(end, False)
+  before = signal.set_wakeup_fd(end, warn_on_full_buffer=False)
+  handlers: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
+  for number, handler in handlers.items():
+    if handler != signal.SIG_IGN:  # as for a job in the background
+      signal.signal(number, _watch.handle)
+  _watch.is_on, hook = True, sys.unraisablehook
+  threading.Thread(target=_watch.run, args=(ours,), daemon=True).start()
+
+  def unraisable(found: Any) -> None:
+    """Exits where Python would go on: JAX has Python call it back when memory is collected."""
+    if isinstance(found.exc_value, KeyboardInterrupt | SystemExit):
+      os._exit(_watch.code)
+    hook(found)
+
+  sys.unraisablehook = unraisable
+  try:
+    yield
+  finally:
+    sys.unraisablehook, _watch.is_on = hook, False
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+    signal.set_wakeup_fd(before)
+    os.close(end)

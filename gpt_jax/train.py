@@ -2,7 +2,8 @@
 
 Prints what it will do, trains, and leaves checkpoints, metrics.jsonl and loss.png in the workdir.
 The same command again resumes. Exit codes: 0 finished, 2 user error, 75 stopped early with its
-state saved (SIGTERM or Ctrl-C).
+state saved (SIGTERM or Ctrl-C; during a compilation, when it ends), 130 or 143 at once, by a second
+one. The run goes on if nobody reads its output any more.
 """
 
 import os
@@ -10,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from gpt_jax import cli
+from gpt_jax import cli, shutdown
 from gpt_jax import config as config_lib
 
 
@@ -35,8 +36,15 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     UserError: The config, the text, the devices or the folder doesn't allow it.
     Stopped: SIGTERM or SIGINT came; the state is saved.
   """
+  with shutdown.Guard() as guard:
+    _train(config, workdir, guard)
+
+
+def _train(
+  config: config_lib.Config, workdir: str | os.PathLike[str], guard: shutdown.Guard
+) -> None:
   # Slow to import, so only once the flags are known to be valid.
-  from gpt_jax import oom, shutdown, user_cache
+  from gpt_jax import oom, user_cache
   from gpt_jax.data import loader
   from gpt_jax.parallel import mesh as mesh_lib
   from gpt_jax.parallel import processes
@@ -44,11 +52,8 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
   from gpt_jax.training import run as run_lib
   from gpt_jax.weights import saved_model
 
-  with (
-    shutdown.Guard() as guard,
-    processes.joined(config),
-    lock.locked(pathlib.Path(workdir)),
-  ):
+  guard.check()
+  with processes.joined(config), lock.locked(pathlib.Path(workdir)):
     user_cache.enable_compilation_cache()
     run = run_lib.Run(workdir)
     run.check(config)
@@ -67,6 +72,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     run.start(config, data)
     built = program.build(config, mesh)
     report.summarize(built, data, run)
+    guard.check()
     with oom.oom_as_user_error(lambda: fit.advice(built)):
       compiled = report.compile_program(built, attention=attention)
       vote = processes.StopVote(guard)
@@ -74,4 +80,4 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, takes_config=True)
+  cli.run(main, define_flags(), doc=__doc__, takes_config=True, reports=True)

@@ -84,7 +84,7 @@ class MetricsLog:
     line = {'step': step, **values, 'time': round(time.monotonic() - self._start, 3)}
     self.lines.append(line)
     if self._writes:
-      with self._path.open('a', encoding='utf-8') as file:
+      with atomic.naming(self._path), self._path.open('a', encoding='utf-8') as file:
         file.write(json.dumps(line) + '\n')
     if self._events:
       self._events.write(step, values)
