@@ -39,6 +39,7 @@ def define_flags() -> flags.FlagValues:
 
 def main(values: flags.FlagValues) -> None:
   _check(values)
+  from gpt_jax import oom
   from gpt_jax.evaluation import hellaswag, lambada, scoring  # slow, so after the flags are checked
   from gpt_jax.generation import language_model
 
@@ -46,7 +47,7 @@ def main(values: flags.FlagValues) -> None:
   task, _, path = values.data.partition(':')
   model: Any
   result: Any
-  with progress.Bar() as bar:
+  with progress.Bar() as bar, oom.oom_as_user_error('lower `batch_size`'):
     if task == 'run':
       from gpt_jax.training import held_out
       from gpt_jax.weights import saved_model

@@ -19,6 +19,7 @@ _HOLDS: dict[str, Callable[[Any, float], bool]] = {
   'at_most': operator.le,
   'below': operator.lt,
 }
+_MOST = 2**31 - 1  # what a program can count, unless a knob declares less or more
 _EXPECTED = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
 
 
@@ -92,6 +93,8 @@ def problems(knob: Knob) -> Iterator[errors.UserError]:
     hint = suggestion(value, choices)
     yield errors.UserError(knob.key, f'{value!r} must be one of {", ".join(choices)}', hint)
   limits = knob.field.metadata['limits']
+  if wanted is int and not any(words == 'at most' for _, words, _ in limits) and value > _MOST:
+    yield errors.UserError(knob.key, f'{value} must be at most {_MOST}')
   if not all(holds(value, limit) for limit, _, holds in limits):
     allowed = ' and '.join(f'{words} {limit}' for limit, words, _ in limits)
     yield errors.UserError(knob.key, f'{value} must be {allowed}')
@@ -99,8 +102,19 @@ def problems(knob: Knob) -> Iterator[errors.UserError]:
 
 def suggestion(given: str, known: Iterable[str]) -> str:
   """Returns 'did you mean X?' for the nearest of the `known` names, or an empty string."""
-  known = list(known)
-  near = difflib.get_close_matches(given, known, n=1, cutoff=0.75)
-  near = near or [k for k in known if k.rpartition('.')[2] == given.rpartition('.')[2]]
-  near = near or difflib.get_close_matches(given, known, n=1)
-  return f'did you mean `{near[0]}`?' if near else ''
+  by_last: dict[str, list[str]] = {}
+  for name in known:
+    by_last.setdefault(name.rpartition('.')[2], []).append(name)
+  section, _, last = given.rpartition('.')
+  whole = [name for names in by_last.values() for name in names]
+  initials = [n for key in by_last if _initials(key) == last for n in by_last[key] if section in n]
+  near = initials or difflib.get_close_matches(given, whole, n=1, cutoff=0.75)
+  near = near or by_last.get(last, [])[:1] or difflib.get_close_matches(given, whole, n=1)
+  near = near or [by_last[k][0] for k in difflib.get_close_matches(last, by_last, n=1)]
+  return f'did you mean {" or ".join(f"`{name}`" for name in near)}?' if near else ''
+
+
+def _initials(name: str) -> str:
+  """Returns lr of learning_rate; nothing of a single word."""
+  words = name.split('_')
+  return ''.join(word[:1] for word in words) if len(words) > 1 else ''

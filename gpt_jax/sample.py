@@ -135,6 +135,10 @@ def _generate(
   from gpt_jax import oom
   from gpt_jax.generation import interactive
 
+  count = len(prompts) * values.num_samples
+  # Their keys and values, of 16 bits at least; and what Python remembers of each.
+  size = 4 * model.config.n_layer * model.config.hidden_width + 1000
+  oom.check('num_samples', f'{count} texts', count * size)
   places = [place for place, _ in prompts for _ in range(values.num_samples)]
   texts = [text for _, text in prompts for _ in range(values.num_samples)]
 

@@ -36,7 +36,7 @@ def take(*, reports: bool) -> None:
     except OSError:
       os.open(os.devnull, os.O_RDWR)
   if sys.stdin is None:
-    sys.stdin = open(0, encoding='utf-8')
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), 'utf-8')
   for stream, number, name in (('stdout', 1, 'standard output'), ('stderr', 2, '')):
     if getattr(sys, stream) is getattr(sys, f'__{stream}__'):  # else a program has its own
       raw = io.BufferedWriter(_Stream(number, name='' if reports else name))

@@ -62,6 +62,7 @@ def _train(
       print(report.result(metrics.read(run.metrics), run))
       return
     mesh = mesh_lib.make_mesh(config)
+    program.check_memory(config, mesh)
     starts_from = config.init_from if run.step is None else ''
     pretrained = saved_model.open_model(starts_from) if starts_from else None
     data = processes.in_turn(lambda: loader.open_data(config, check=guard.check))

@@ -236,7 +236,7 @@ def load(
   if dtype not in _DTYPES:
     raise errors.UserError('dtype', f'{dtype!r} must be one of {", ".join(_DTYPES)}')
   saved = saved_model.open_model(path)
-  device = jax.devices()[0]
+  device = mesh_lib.find_devices()[0]
   if dtype == 'auto':
     dtype = 'float32' if device.platform == 'cpu' else saved.config.dtype
   # Decoding has its own attention, and the machine need not be the one that trained.
@@ -252,7 +252,7 @@ def load(
 
 def _sharded(model: config_lib.ModelConfig, mesh: config_lib.MeshConfig) -> Any:
   """Returns abstract parameters on the first devices, as many as the axes of `mesh` multiply to."""
-  devices = jax.devices()
+  devices = mesh_lib.find_devices()
   if mesh.data > 0:
     devices = devices[: mesh.data * mesh.fsdp * mesh.tensor]
   train = config_lib.TrainConfig(batch_size=len(devices) * mesh.fsdp)  # any that is divisible

@@ -29,6 +29,17 @@ def start(mesh: config_lib.MeshConfig) -> None:
     jax.config.update('jax_num_cpu_devices', mesh.cpu_devices)
 
 
+def find_devices() -> list[jax.Device]:
+  """Returns the devices of all processes; raises `UserError` if JAX finds none."""
+  try:
+    return jax.devices()
+  except (AssertionError, RuntimeError) as e:  # the first if it lacks the plug-in of a platform
+    wanted = os.environ.get('JAX_PLATFORMS', '')
+    problem = (str(e).splitlines() or [f'{wanted!r} has no devices here'])[0]
+    fix = "unset it, or for GPUs pip install 'gpt_jax[cuda]', for TPUs 'gpt_jax[tpu]'"
+    raise errors.UserError('JAX_PLATFORMS', problem, fix) from e
+
+
 def one_step_at_a_time() -> bool:
   """Returns whether a step must end before the next is dispatched: on several devices of CPUs.
 
@@ -59,7 +70,7 @@ def make_mesh(
     UserError: The axes don't multiply to the number of devices, or an axis doesn't divide what it
       shards.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = find_devices() if devices is None else devices
   wanted, count = config.mesh, len(devices)
   fixed = wanted.fsdp * wanted.tensor
   data = max(count // fixed, 1) if wanted.data == -1 else wanted.data
