@@ -33,11 +33,12 @@ def find_devices() -> list[jax.Device]:
   """Returns the devices of all processes; raises `UserError` if JAX finds none."""
   try:
     return jax.devices()
-  except (AssertionError, RuntimeError) as e:  # the first if it lacks the plug-in of a platform
-    wanted = os.environ.get('JAX_PLATFORMS', '')
-    problem = (str(e).splitlines() or [f'{wanted!r} has no devices here'])[0]
-    fix = "unset it, or for GPUs pip install 'gpt_jax[cuda]', for TPUs 'gpt_jax[tpu]'"
-    raise errors.UserError('JAX_PLATFORMS', problem, fix) from e
+  except (RuntimeError, AssertionError) as e:  # the second without a message
+    problem = f'JAX has none ({str(e).splitlines()[0] if str(e) else "no such platform"})'
+    fix = 'pip install gpt_jax[cuda] or gpt_jax[tpu]'
+    if platforms := os.environ.get('JAX_PLATFORMS'):
+      fix += f', or unset JAX_PLATFORMS={platforms}'
+    raise errors.UserError('devices', problem, fix) from e
 
 
 def one_step_at_a_time() -> bool:
