@@ -5,7 +5,6 @@ No other module knows how a flag is spelled: errors name arguments and config ke
 
 import errno
 import logging
-import os
 import pathlib
 import sys
 import textwrap
@@ -23,7 +22,8 @@ _KILLED_BY_SIGINT = 130
 _FIXES = {
   **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), '; free some space, or use another disk'),
   **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), '; use one that you may write'),
-  **dict.fromkeys((errno.ENOENT, errno.ESTALE), '; it or its folder has gone: put it back'),
+  **dict.fromkeys((errno.ENOENT, errno.ESTALE), '; it or its folder is gone: put it back'),
+  **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), '; move away what has its name'),
 }
 _MESH = ('data', 'fsdp', 'tensor')
 
@@ -71,10 +71,12 @@ def run(
     except BrokenPipeError:
       sys.exit(FINISHED)  # who reads has seen enough
     except OSError as e:
-      if e.filename is None:
+      name = e.filename
+      if isinstance(e, FileNotFoundError) and name is None:
+        name = 'the current folder'
+      if name is None:
         raise
-      fix = _FIXES.get(e.errno or 0, '')
-      print(f'error: {os.fsdecode(e.filename)}: {e.strerror}{fix}', file=sys.stderr)
+      print(f'error: {name}: {e.strerror}{_FIXES.get(e.errno or 0, "")}', file=sys.stderr)
       sys.exit(USER_ERROR)
 
 

@@ -60,7 +60,7 @@ def main(values: flags.FlagValues) -> None:
 
 def _check(values: flags.FlagValues) -> 'tuple[set[str], options.Request]':
   """Returns what to show and how to generate; raises `UserError` if it is wrong for any model."""
-  from gpt_jax.generation import options, parsing  # neither imports JAX
+  from gpt_jax.generation import options  # neither imports JAX
 
   names, found = set(values.picture.split(',') if values.picture else _OF_MODEL), []
   for name in sorted(names - {*_OF_MODEL, *_ALONE}):
@@ -73,7 +73,7 @@ def _check(values: flags.FlagValues) -> 'tuple[set[str], options.Request]':
     found.append(errors.UserError('model', 'must be given', 'for example runs/quickstart'))
   if not values.prompt and names & {*_OF_PROMPT, '' if values.data else 'loss'}:
     found.append(errors.UserError('prompt', 'is empty', 'give a text to look at'))
-  if not parsing.is_utf8(values.prompt):
+  if not knobs.is_utf8(values.prompt):
     found.append(errors.UserError('prompt', 'is not UTF-8'))
   settings: dict[str, Any] = {name: values[name].value for name in _SETTINGS}
   try:

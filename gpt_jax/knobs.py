@@ -88,6 +88,8 @@ def problems(knob: Knob) -> Iterator[errors.UserError]:
   if isinstance(value, float) and not math.isfinite(value):
     yield errors.UserError(knob.key, f'{value} must be a finite number')
     return
+  if isinstance(value, str) and not is_utf8(value):
+    yield errors.UserError(knob.key, f'{value!r} is not UTF-8')
   choices = knob.field.metadata['choices']
   if choices and value not in choices:
     hint = suggestion(value, choices)
@@ -98,6 +100,11 @@ def problems(knob: Knob) -> Iterator[errors.UserError]:
   if not all(holds(value, limit) for limit, _, holds in limits):
     allowed = ' and '.join(f'{words} {limit}' for limit, words, _ in limits)
     yield errors.UserError(knob.key, f'{value} must be {allowed}')
+
+
+def is_utf8(text: str) -> bool:
+  """Returns whether text from the terminal was UTF-8: Python keeps other bytes as surrogates."""
+  return not any('\ud800' <= character <= '\udfff' for character in text)
 
 
 def suggestion(given: str, known: Iterable[str]) -> str:

@@ -99,7 +99,7 @@ def _parse(values: flags.FlagValues) -> 'options.Request':
     found.append(errors.UserError('num_samples', f'{values.num_samples} must be at least 1'))
   if values.log_probs and not values.json:
     found.append(errors.UserError('log_probs', 'needs `json`'))
-  if not parsing.is_utf8(values.prompt):
+  if not knobs.is_utf8(values.prompt):
     found.append(errors.UserError('prompt', 'is not UTF-8', 'put it into a file for `prompts`'))
   if values['prompt'].present and values['prompts'].present:
     found.append(errors.UserError('prompt', 'cannot be combined with `prompts`'))

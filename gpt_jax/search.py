@@ -91,7 +91,7 @@ def _check(values: flags.FlagValues) -> list[tuple[str, str]]:
   if values.queries is not None:
     queries += parsing.read_lines(values.queries, key='queries', kind='query')
   for place, text in queries:
-    if not text.strip() or not parsing.is_utf8(text):
+    if not text.strip() or not knobs.is_utf8(text):
       found.append(errors.UserError(place, 'is not UTF-8' if text.strip() else 'is empty'))
   errors.raise_all(found)
   return queries

@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from gpt_jax import cli, shutdown
+from gpt_jax import cli, errors, knobs, shutdown
 from gpt_jax import config as config_lib
 
 
@@ -26,6 +26,8 @@ def define_flags() -> flags.FlagValues:
 
 def main(flag_values: flags.FlagValues, config: config_lib.Config) -> None:
   """Trains in the folder that the flags name."""
+  if not knobs.is_utf8(flag_values.workdir or ''):
+    raise errors.UserError('workdir', 'is not UTF-8', 'choose another')
   train(config, flag_values.workdir or f'runs/{pathlib.Path(flag_values.config).stem}')
 
 

@@ -22,8 +22,9 @@ def read(path: pathlib.Path) -> list[Line]:
     lines = path.read_text(encoding='utf-8').split('\n')[:-1]  # the rest is not a whole line
   except FileNotFoundError:
     return []
-  except (OSError, ValueError) as e:
-    raise errors.UserError(str(path), f'cannot be read ({e})', 'restore it or move it away') from e
+  except (OSError, UnicodeDecodeError) as e:
+    problem = f'cannot be read ({e.strerror if isinstance(e, OSError) else e})'
+    raise errors.UserError(str(path), problem, 'restore it or move it away') from e
   found = []
   for number, line in enumerate(lines, 1):
     try:

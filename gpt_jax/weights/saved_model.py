@@ -77,6 +77,9 @@ def open_model(path: str | os.PathLike[str]) -> SavedModel:
 
     config, tensors = openai.open_model(path)
     tokenizer = openai.open_tokenizer(path)
+  elif has_config and any(path.glob('*.safetensors')):
+    problem = 'does not say the model_type, such as gpt2'
+    raise errors.UserError(str(path / 'config.json'), problem, 'get it again')
   else:
     return _open_run(path)
   if tokenizer and tokenizer.vocab_size != config.vocab_size:
