@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+_PART = '.part'  # how the name of a temporary file ends
 _STALE_SECONDS = 3600  # without a change in a hidden folder
 
 
@@ -19,7 +20,8 @@ def naming(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except OSError as e:
-    e.filename = e.filename or str(path)
+    if e.filename is None or str(e.filename).endswith(_PART):
+      e.filename = str(path)
     raise
 
 
@@ -34,7 +36,7 @@ def open_file(path: pathlib.Path) -> Iterator[BinaryIO]:
     with naming(path), path.open('wb') as file:
       yield file
     return
-  part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+  part = path.with_name(f'.{path.name}.{os.getpid()}{_PART}')
   try:
     with naming(path), part.open('wb') as file:
       yield file

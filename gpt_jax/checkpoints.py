@@ -62,7 +62,6 @@ def _show(run: 'run_dir.RunDir', *, verify: bool) -> None:
     rows.append((f'{step:,}', score, f'{size / 1e6:,.1f}', f'{saved:%Y-%m-%d %H:%M}', state))
   print(overview.table(rows))
   if damaged:
-    sys.stdout.flush()
     sys.exit(cli.USER_ERROR)
 
 

@@ -18,12 +18,11 @@ from gpt_jax import cpu_memory, errors, knobs, shutdown, streams, validation
 
 FINISHED, USER_ERROR, STOPPED = 0, 2, 75
 _KILLED_BY_SIGINT = 130
-# By the number of an error of the system: what to do about it.
+# What to do about an error of the system, by its number.
 _FIXES = {
-  **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), '; free some space, or use another disk'),
-  **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), '; use one that you may write'),
-  **dict.fromkeys((errno.ENOENT, errno.ESTALE), '; it or its folder is gone: put it back'),
-  **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), '; move away what has its name'),
+  **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'free some space, or use another disk'),
+  **dict.fromkeys((errno.ENOENT, errno.ESTALE), 'is it, or its folder, there?'),
+  **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), 'move away what has its name'),
 }
 _MESH = ('data', 'fsdp', 'tensor')
 
@@ -76,7 +75,8 @@ def run(
         name = 'the current folder'
       if name is None:
         raise
-      print(f'error: {name}: {e.strerror}{_FIXES.get(e.errno or 0, "")}', file=sys.stderr)
+      fix = _FIXES.get(e.errno or 0, 'use another place')
+      print(f'error: {name}: cannot be used ({e.strerror}); {fix}', file=sys.stderr)
       sys.exit(USER_ERROR)
 
 

@@ -39,11 +39,7 @@ def main(values: flags.FlagValues) -> None:
       raise errors.UserError('model', problem, 'convert another')
   sharding = jax.sharding.SingleDeviceSharding(mesh.find_devices()[0])
   params = model.load(models.abstract_params(model.config, sharding))
-  try:
-    huggingface.write_model(output, model.config, params, model.tokenizer)
-  except OSError as e:
-    problem = f'{output} cannot be written ({e.strerror or e})'
-    raise errors.UserError('output', problem) from e
+  huggingface.write_model(output, model.config, params, model.tokenizer)
   size = sum(path.stat().st_size for path in output.iterdir())
   print(f'wrote {output}: {size / 1e6:,.1f} MB')
 

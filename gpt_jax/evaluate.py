@@ -5,13 +5,12 @@ a run gets on what it held out (run:validation, run:test), whatever its task.
 """
 
 import functools
-import json
 import pathlib
 from typing import Any
 
 from absl import flags
 
-from gpt_jax import cli, config, errors, progress, user_cache, validation
+from gpt_jax import atomic, cli, config, errors, progress, user_cache, validation
 
 # Config keys and arguments that errors name -> flags of this command.
 ALIASES = {'data.source': 'data', 'tokens': 'data'}
@@ -68,11 +67,7 @@ def main(values: flags.FlagValues) -> None:
     print(f'{name:<16}{value}')
   if values.json:
     about = {'model': values.model, 'step': model.step, 'data': values.data, 'task': task}
-    text = json.dumps(about | vars(result), indent=2) + '\n'
-    try:
-      pathlib.Path(values.json).write_text(text, encoding='utf-8')  # which may be /dev/stdout
-    except OSError as e:
-      raise errors.UserError('json', f'{values.json} cannot be written ({e.strerror or e})') from e
+    atomic.write_json(pathlib.Path(values.json), about | vars(result))  # it may be /dev/stdout
 
 
 def _check(values: flags.FlagValues) -> None:

@@ -200,15 +200,12 @@ def _spell(tokenizer: Any, token: int) -> str:
 
 
 def _write(values: flags.FlagValues, name: str, content: bytes) -> None:
-  """Writes a file and says so; raises `UserError`."""
+  """Writes a file and says so."""
   model = pathlib.Path(values.model or '')
   run = model.parents[1].name if model.parent.name == 'checkpoints' else ''
   folder = pathlib.Path(values.output or pathlib.Path('pictures', run, model.name))
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_bytes(folder / name, content)
-  except OSError as e:
-    raise errors.UserError('output', f'{folder} cannot be written ({e.strerror})') from e
+  folder.mkdir(parents=True, exist_ok=True)
+  atomic.write_bytes(folder / name, content)
   print(f'wrote {folder / name}')
 
 

@@ -114,7 +114,8 @@ def suggestion(given: str, known: Iterable[str]) -> str:
     by_last.setdefault(name.rpartition('.')[2], []).append(name)
   section, _, last = given.rpartition('.')
   whole = [name for names in by_last.values() for name in names]
-  initials = [n for key in by_last if _initials(key) == last for n in by_last[key] if section in n]
+  short = [key for key in by_last if last and _initials(key) == last]
+  initials = [name for key in short for name in by_last[key] if section in name]
   near = initials or difflib.get_close_matches(given, whole, n=1, cutoff=0.75)
   near = near or by_last.get(last, [])[:1] or difflib.get_close_matches(given, whole, n=1)
   near = near or [by_last[k][0] for k in difflib.get_close_matches(last, by_last, n=1)]

@@ -17,13 +17,15 @@ _ECHO_SECONDS = 0.5  # timeout(1) signals a process and its group: those two cou
 _PATIENCE = 1.0  # seconds that a compilation, or another long call of C, may keep a signal waiting
 _SIGNALLED = 128  # plus the number of a signal is the exit code
 
+_is_command = False
+_guards: 'list[Guard]' = []
+
 
 class Guard:
   """Records the first SIGTERM or SIGINT in `requested`; a later one stops at once.
 
-  A command exits then, whatever it does: what it has saved is whole. In a program of Python, a
-  later one raises `KeyboardInterrupt`. Neither ends a compilation in a program: Python handles
-  signals between calls of C.
+  A command exits then, whatever it does: what it has saved is whole. In another program a later
+  one raises `KeyboardInterrupt`, once Python is back from a compilation or another call of C.
 
   A context manager: the previous handlers are restored when it ends.
   """
@@ -36,16 +38,16 @@ class Guard:
   def __enter__(self) -> Self:
     for number in _SIGNALS:
       self._previous[number] = signal.signal(number, self._handle)
-    _watch.guards.append(self)
+    _guards.append(self)
     return self
 
   def __exit__(self, *_: object) -> None:
-    _watch.guards.remove(self)
+    _guards.remove(self)
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
   def _handle(self, number: int, _: types.FrameType | None) -> None:
-    if not _watch.is_on and self.take(number):
+    if not _is_command and self.take(number):
       raise KeyboardInterrupt
 
   def take(self, number: int) -> bool:
@@ -65,70 +67,56 @@ class Guard:
       raise errors.Stopped('stopped; run the same command again to resume')
 
 
-class _Watch:
-  """A thread of a command that sees signals which the main thread, in a call of C, can't handle."""
-
-  def __init__(self) -> None:
-    self.is_on = False
-    self.guards: list[Guard] = []
-    self.handled, self.code = 0.0, 0  # when, and the exit code of it
-
-  def run(self, pipe: int) -> None:
-    """Reads the numbers of signals from `pipe` until it is closed."""
-    while data := os.read(pipe, 1):
-      number, came = data[0], time.monotonic()
-      if number not in _SIGNALS:
-        continue
-      if self.guards:
-        if self.guards[-1].take(number):
-          os._exit(_SIGNALLED + number)
-        continue
-      while self.handled < came - _ECHO_SECONDS:
-        if time.monotonic() > came + _PATIENCE:
-          os._exit(_SIGNALLED + number)
-        time.sleep(0.02)
-    os.close(pipe)
-
-  def handle(self, number: int, frame: types.FrameType | None) -> None:
-    """Ends a command without a guard: by an exception, so that it removes what is half done."""
-    self.handled, self.code = time.monotonic(), _SIGNALLED + number
-    while frame:
-      # There is nothing to remove, and libraries in C++ abort if an import of theirs fails.
-      if frame.f_code.co_filename == '<frozen importlib._bootstrap>':
-        os._exit(self.code)
-      frame = frame.f_back
-    if number == signal.SIGINT:
-      raise KeyboardInterrupt
-    sys.exit(self.code)
-
-
-_watch = _Watch()
-
-
 @contextlib.contextmanager
 def ends_command() -> Iterator[None]:
   """Makes SIGTERM and SIGINT end this process, quietly and soon, unless there is a `Guard`."""
+  global _is_command
+  handled, code = 0.0, 0  # when the main thread saw a signal, and the exit code for it
   ours, end = os.pipe()
+
+  def handle(number: int, frame: types.FrameType | None) -> None:
+    """Raises, so that what is half done is removed."""
+    nonlocal handled, code
+    handled, code = time.monotonic(), _SIGNALLED + number
+    while frame:
+      # There is nothing to remove, and libraries in C++ abort if an import of theirs fails.
+      if frame.f_code.co_filename == '<frozen importlib._bootstrap>':
+        os._exit(code)
+      frame = frame.f_back
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(code)
+
+  def watch() -> None:
+    """Sees signals that the main thread can't handle: it may be in a call of C."""
+    while data := os.read(ours, 1):
+      number, came = data[0], time.monotonic()
+      if number in _SIGNALS and _guards:
+        if _guards[-1].take(number):
+          os._exit(_SIGNALLED + number)
+      elif number in _SIGNALS:
+        while handled < came - _ECHO_SECONDS:
+          if time.monotonic() > came + _PATIENCE:
+            os._exit(_SIGNALLED + number)
+          time.sleep(0.02)
+    os.close(ours)
+
+  def unraisable(found: Any) -> None:
+    """Exits where Python would go on: JAX has Python call it back when memory is collected."""
+    if isinstance(found.exc_value, KeyboardInterrupt | SystemExit):
+      os._exit(code)
+    sys.__unraisablehook__(found)
+
   os.set_blocking(end, False)
   before = signal.set_wakeup_fd(end, warn_on_full_buffer=False)
   handlers: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
   for number, handler in handlers.items():
     if handler != signal.SIG_IGN:  # as for a job in the background
-      signal.signal(number, _watch.handle)
-  _watch.is_on, hook = True, sys.unraisablehook
-  threading.Thread(target=_watch.run, args=(ours,), daemon=True).start()
-
-  def unraisable(found: Any) -> None:
-    """Exits where Python would go on: JAX has Python call it back when memory is collected."""
-    if isinstance(found.exc_value, KeyboardInterrupt | SystemExit):
-      os._exit(_watch.code)
-    hook(found)
-
-  sys.unraisablehook = unraisable
+      signal.signal(number, handle)
+  hook, sys.unraisablehook, _is_command = sys.unraisablehook, unraisable, True
+  threading.Thread(target=watch, daemon=True).start()
   try:
     yield
   finally:
-    sys.unraisablehook, _watch.is_on = hook, False
+    sys.unraisablehook, _is_command = hook, False
     for number, handler in handlers.items():
       signal.signal(number, handler)
     signal.set_wakeup_fd(before)
