@@ -3,6 +3,7 @@
 No other module knows how a flag is spelled: errors name arguments and config keys.
 """
 
+import contextlib
 import errno
 import logging
 import pathlib
@@ -78,6 +79,9 @@ def run(
       fix = _FIXES.get(e.errno or 0, 'use another place')
       print(f'error: {name}: cannot be used ({e.strerror}); {fix}', file=sys.stderr)
       sys.exit(USER_ERROR)
+    finally:
+      with contextlib.suppress(AttributeError, OSError):  # else Python tells of it when it exits
+        sys.stdout.flush()
 
 
 def render(

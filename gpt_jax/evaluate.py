@@ -86,6 +86,8 @@ def _check(values: flags.FlagValues) -> None:
         found.append(errors.UserError(name, 'is only for texts', f'omit it for {values.data}'))
   if values.dtype != 'auto' and values.data.startswith('run:'):
     found.append(errors.UserError('dtype', 'is only for texts and questions', 'omit it for a run'))
+  if values.json and pathlib.Path(values.json).is_dir():
+    found.append(errors.UserError('json', f'{values.json} is a folder', 'name a file'))
   if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():
     found.append(errors.UserError('json', f'the folder of {values.json} does not exist'))
   errors.raise_all(found)

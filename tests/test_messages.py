@@ -116,6 +116,11 @@ def _edit_config(**values):
   path.write_text(json.dumps(config))
 
 
+def _replace_by_a_folder(path):
+  path.unlink()
+  path.mkdir()
+
+
 def _empty_arrays():
   for path in pathlib.Path('run/checkpoints/2/params').rglob('d/*'):
     path.write_bytes(b'')
@@ -145,7 +150,7 @@ _DAMAGE = {
   ),
   'a tokenizer.json of no known kind': lambda: _TOKENIZER_JSON.write_text('{"kind": "unigram"}'),
   'a step of text in metrics.jsonl': lambda: _METRICS.write_text('{"step": "1"}\n'),
-  'a folder for metrics.jsonl': lambda: (_METRICS.unlink(), _METRICS.mkdir()),
+  'a folder for metrics.jsonl': lambda: _replace_by_a_folder(_METRICS),
   'no arrays': _empty_arrays,
 }
 

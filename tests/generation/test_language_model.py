@@ -161,6 +161,13 @@ def test_a_repeated_prompt_is_encoded_once(monkeypatch):
   assert both == [[0, 1, 2], [0]]  # ids are no text
 
 
+_LOAD: Any = gpt_jax.load
+
+
+def _untyped() -> Any:
+  return tiny.model()
+
+
 @pytest.mark.parametrize(
   ('key', 'call'),
   [
@@ -180,13 +187,13 @@ def test_a_repeated_prompt_is_encoded_once(monkeypatch):
     ('tokens_BL', lambda: tiny.model().logits(np.array([[0.5]]))),
     ('tokens_BL', lambda: tiny.model().logits([[1] * (BLOCK + 1)])),
     ('tokens_BL', lambda: tiny.model().logits([[1, 2], [3]])),
-    *(('prompts', lambda wrong=x: tiny.model().generate(wrong)) for x in (5, None, b'a', {'a': 1})),
-    *(('texts', lambda wrong=x: tiny.model().embed(wrong)) for x in (5, None, b'a', {'a': 1})),
-    ('batch_size', lambda: tiny.model().embed(['bad'], batch_size=1.5)),
-    ('request', lambda: tiny.model().generate('bad', request={'seed': 1})),
+    *(('prompts', lambda wrong=x: _untyped().generate(wrong)) for x in (5, None, b'a', {'a': 1})),
+    *(('texts', lambda wrong=x: _untyped().embed(wrong)) for x in (5, None, b'a', {'a': 1})),
+    ('batch_size', lambda: _untyped().embed(['bad'], batch_size=1.5)),
+    ('request', lambda: _untyped().generate('bad', request={'seed': 1})),
     ('request', lambda: tiny.model().stream('bad', request=options.make(), seed=1)),
     ('dtype', lambda: gpt_jax.load('nowhere', dtype='int4')),
-    *(('path', functools.partial(gpt_jax.load, path)) for path in (None, 5, b'run', 'ru\0n')),
+    *(('path', functools.partial(_LOAD, path)) for path in (None, 5, b'run', 'ru\0n')),
   ],
 )
 def test_invalid_arguments_are_named_at_once(key, call):
