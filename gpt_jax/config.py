@@ -199,13 +199,25 @@ class TrainConfig:
     2, 'Newest checkpoints to keep, besides the one with the best validation loss.', at_least=1
   )
   tensorboard: bool = _knob(False, 'Write TensorBoard files too.')
+  max_bad_steps: int = _knob(
+    10,
+    'Steps in a row without a finite loss and gradient, which change nothing, until the run goes '
+    'back to its last checkpoint and on with the batches after them.',
+    at_least=1,
+  )
+  spike_zscore: float = _knob(
+    0.0,
+    'Standard deviations by which a loss may exceed the mean of the last 128 until the run goes '
+    'back in the same way; 0: any.',
+    at_least=0,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
   """AdamW (Loshchilov & Hutter 2019) and its learning-rate schedule."""
 
-  learning_rate: float = _knob(6e-4, 'Peak learning rate.', above=0)
+  learning_rate: float = _knob(6e-4, 'Peak learning rate.', above=0, at_most=1e6)
   min_learning_rate: float = _knob(
     6e-5, 'Learning rate at the end of the schedule; constant ignores it.', at_least=0
   )
@@ -217,10 +229,10 @@ class OptimizerConfig:
   )
   decay_steps: int = _knob(0, 'Steps of the final decay of wsd.', at_least=0)
   weight_decay: float = _knob(
-    0.1, 'Decoupled weight decay, on matrices and embeddings only.', at_least=0
+    0.1, 'Decoupled weight decay, on matrices and embeddings only.', at_least=0, at_most=1e6
   )
-  b1: float = _knob(0.9, "Decay of Adam's first moment.", at_least=0, below=1)
-  b2: float = _knob(0.95, "Decay of Adam's second moment.", at_least=0, below=1)
+  b1: float = _knob(0.9, "Decay of Adam's first moment.", at_least=0, at_most=1 - 1e-6)
+  b2: float = _knob(0.95, "Decay of Adam's second moment.", at_least=0, at_most=1 - 1e-6)
   clip: float = _knob(1.0, 'Maximum global norm of the gradient; 0 does not clip.', at_least=0)
 
 

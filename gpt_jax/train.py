@@ -54,8 +54,8 @@ def _train(
   from gpt_jax.training import run as run_lib
   from gpt_jax.weights import saved_model
 
-  guard.check()
   with processes.joined(config), lock.locked(pathlib.Path(workdir)):
+    guard.check()
     user_cache.enable_compilation_cache()
     run = run_lib.Run(workdir)
     run.check(config)
@@ -78,6 +78,7 @@ def _train(
     guard.check()
     with oom.oom_as_user_error(lambda: fit.advice(built)):
       compiled = report.compile_program(built, attention=attention)
+      fit.check(compiled)
       vote = processes.StopVote(guard)
       loop.Loop(compiled, data, run, vote.check).train(pretrained)
 

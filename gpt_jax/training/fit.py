@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from gpt_jax import knobs
+from gpt_jax import errors, knobs
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import program as program_lib
 
@@ -19,6 +19,17 @@ _REMAT: tuple[dict[str, Any], ...] = (
 )
 
 
+def check(program: program_lib.Program) -> None:
+  """Raises `UserError` if a step of this compiled program needs more than there is.
+
+  On a CPU, the process would be killed without a word.
+  """
+  needs, limit = _total(program, program.train_step), device_memory()
+  if needs > limit:
+    problem = f'a step needs {needs / 1e9:,.1f} GB of a device that has {limit / 1e9:,.1f}'
+    raise errors.UserError('out of device memory', problem, advice(program))
+
+
 def advice(program: program_lib.Program) -> str:
   """Returns what to change; on one process, the smallest change that fits, found by compiling."""
   if jax.process_count() > 1:
@@ -26,13 +37,18 @@ def advice(program: program_lib.Program) -> str:
       'raise `train.gradient_accumulation`, set `model.remat=true`, or lower `train.batch_size`'
     )
   print('out of memory: looking for what fits, by compiling', flush=True)
-  device = jax.local_devices()[0]
-  host = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  limit = (device.memory_stats() or {}).get('bytes_limit') or host
-  limit = min(limit, needed(program) - 1)  # it didn't fit, whatever it needs
+  limit = min(device_memory(), needed(program) - 1)  # it didn't fit, whatever it needs
   if changes := smallest_change(program, limit):
     return 'this fits: ' + ' '.join(f'`{key}={_spell(value)}`' for key, value in changes.items())
   return 'shard the state with `mesh.fsdp`, or take a smaller model or a shorter `model.block_size`'
+
+
+def device_memory() -> float:
+  """Returns the bytes that a device has; devices made of the CPU share its memory."""
+  device = jax.local_devices()[0]
+  host = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  shared = host / jax.local_device_count() if device.platform == 'cpu' else math.inf
+  return (device.memory_stats() or {}).get('bytes_limit') or shared
 
 
 def smallest_change(program: program_lib.Program, limit: float) -> dict[str, Any] | None:
@@ -61,13 +77,19 @@ def smallest_change(program: program_lib.Program, limit: float) -> dict[str, Any
 
 
 def needed(program: program_lib.Program) -> float:
-  """Returns the bytes of a device that a step takes: state and temporaries."""
+  """Returns the bytes of a device that a step of a program takes: state and temporaries."""
+  built = program_lib.build(program.config, program.tokens.sharding.mesh)
   options = mesh_lib.compiler_options(program.tokens.sharding.mesh)
   try:
-    compiled = program.train_step.lower(program.state, program.batch).compile(options)
+    return _total(built, built.train_step.lower(built.state, built.batch).compile(options))
   except jax.errors.JaxRuntimeError:  # some compilers refuse what doesn't fit
     return math.inf
-  return mesh_lib.per_device_bytes(program.state) + compiled.memory_analysis().temp_size_in_bytes
+
+
+def _total(program: program_lib.Program, step: Any) -> float:
+  analysis = step.memory_analysis()
+  temporary = analysis.temp_size_in_bytes if analysis is not None else 0
+  return float(mesh_lib.per_device_bytes(program.state) + temporary)
 
 
 def _spell(value: Any) -> str:

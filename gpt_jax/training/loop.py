@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from gpt_jax.parallel import processes
 from gpt_jax.training import input_pipeline, objectives, perf, plot, report
 from gpt_jax.training import metrics as metrics_lib
 from gpt_jax.training import program as program_lib
+from gpt_jax.training import recovery as recovery_lib
 from gpt_jax.training import run as run_lib
 from gpt_jax.training import step as step_lib
 from gpt_jax.weights import checkpoints as checkpoints_lib
@@ -61,7 +63,7 @@ class Loop:
     self._program, self._data, self._run, self._check = program, data, run, check
     self._train = program.config.train
     self._identity = run_dir.identity(program.config.model, data.tokenizer)
-    self._saved = run.step
+    self._recovery = recovery_lib.Recovery()
     self._since, self._tokens = time.monotonic(), 0  # for the throughput
     self._drawn = -math.inf
     self._peak = perf.peak_flops(jax.devices()[0].device_kind, program.config.model.dtype)
@@ -74,28 +76,72 @@ class Loop:
       Stopped: A stop was requested; the state is saved.
       UserError: The run has diverged, or its checkpoint is damaged or of another run.
     """
-    train, run, step = self._train, self._run, self._run.step
-    keep = train.keep_checkpoints
-    with (
-      progress.Bar(keep=True) as bar,
-      checkpoints_lib.Checkpoints(run.checkpoints, keep=keep, warn=bar.say) as checkpoints,
-    ):
+    run, resume_step = self._run, self._run.step
+    folder = None if resume_step is None else run.checkpoints / str(resume_step)
+    if folder:
+      run.check_identity(manifest.read(folder), self._identity)
+      self._recovery = recovery_lib.Recovery.read(folder)
+    with progress.Bar(keep=True) as bar:
+      while True:
+        try:
+          self._train_from(folder, resume_step, pretrained, bar)
+          break
+        except recovery_lib.GoBack as e:
+          (trouble,) = e.args
+        # Not in the handler, whose exception keeps the state: two would need twice the memory.
+        folder = self._go_back(trouble, bar)
+        resume_step = int(folder.name) if folder else 0
+      bar.say(report.result(self._log.lines, run))
+
+  def _train_from(
+    self,
+    folder: pathlib.Path | None,
+    resume_step: int | None,
+    pretrained: saved_model.SavedModel | None,
+    bar: progress.Bar,
+  ) -> None:
+    """Trains from the checkpoint in `folder`, if not None; keeps metrics up to `resume_step`."""
+    train, run = self._train, self._run
+    keep, self._saved = train.keep_checkpoints, int(folder.name) if folder else None
+    with checkpoints_lib.Checkpoints(run.checkpoints, keep=keep, warn=bar.say) as checkpoints:
       self._checkpoints = checkpoints
-      if step is None:
-        state = self._program.initial_state(pretrained)
-      else:
-        folder = run.checkpoints / str(step)
-        run.check_identity(manifest.read(folder), self._identity)
+      if folder:
         state = self._program.restored_state(folder)
+      else:
+        source = self._program.config.init_from
+        state = self._program.initial_state(
+          saved_model.open_model(source) if source and pretrained is None else pretrained
+        )
       self._log = metrics_lib.MetricsLog(
         run.metrics,
-        resume_step=step,
+        resume_step=resume_step,
         tensorboard=run.tensorboard if train.tensorboard else None,
         writes=processes.is_primary(),
       )
-      self._console = report.Console(bar, steps=train.steps, start=step or 0)
-      self._take_steps(state, step or 0)
-      self._console.say(report.result(self._log.lines, run))
+      step = resume_step or 0
+      self._console = report.Console(bar, steps=train.steps, start=step)
+      self._take_steps(state, step)
+
+  def _go_back(self, trouble: recovery_lib.Trouble, bar: progress.Bar) -> pathlib.Path | None:
+    """Returns the checkpoint to go back to, None for the initial state; removes newer ones."""
+    every, checkpoints = self._train.checkpoint_every, self._run.checkpoints
+    # Of process 0: another might not see yet what that has just removed.
+    saved = processes.gather(manifest.steps(checkpoints))[0]
+    step = recovery_lib.target(self._log.lines, saved, trouble.good, every)
+    folder = checkpoints / str(step) if step in saved else None
+    if folder:
+      manifest.verify(folder)
+    recovery = self._recovery.after(trouble, folder)
+    if recovery is None:
+      raise self._recovery.failure(trouble, self._data, self._train.batch_size)
+    bar.say(f'warning: {trouble.problem}; back to step {step}, and on with later batches')
+    processes.gather(None)  # until all have read it
+    if processes.is_primary():
+      for newer in saved:
+        if newer > step:
+          checkpoints_lib.remove(checkpoints / str(newer))
+    self._recovery = recovery
+    return folder
 
   def _take_steps(self, state: step_lib.TrainState, step: int) -> None:
     """Takes the steps from `step` to the last; donates `state`."""
@@ -105,8 +151,9 @@ class Loop:
       # A new run begins with an evaluation; one that was stopped in an evaluation repeats it.
       if self._is_due(step, train.eval_every) and not self._log.has(step, 'val/loss'):
         self._evaluate_and_save(state, step)
-      self._since = time.monotonic()
-      rows, numbers = self._data.train.train_rows, range(step, train.steps)
+      self._since, self._tokens = time.monotonic(), 0
+      offset = self._recovery.offset
+      rows, numbers = self._data.train.train_rows, range(step + offset, train.steps + offset)
       for batch in input_pipeline.batches(rows, self._program.tokens, numbers):
         self._check()
         with jax.transfer_guard('disallow'):
@@ -139,7 +186,10 @@ class Loop:
     score, best = None, False
     if self._is_due(step, self._train.eval_every):
       score, best = self._evaluate(state, step)
-    if step == self._saved or best or step and self._is_due(step, self._train.checkpoint_every):
+    is_due = step and self._is_due(step, self._train.checkpoint_every)
+    if self._recovery.in_a_row and step < self._train.steps:
+      is_due = False  # nothing has changed, and an earlier one may be what to go back to
+    if step == self._saved or best or is_due:
       self._save(state, step, score)
     is_stale = step == self._train.steps or began - self._drawn > _REDRAW
     if step and score is not None and is_stale and processes.is_primary():
@@ -149,11 +199,12 @@ class Loop:
 
   def _save(self, state: step_lib.TrainState, step: int, score: float | None) -> None:
     items = {'params': state.params, 'optimizer': state.opt_state}
-    self._checkpoints.save(step, items, score=score, identity=self._identity)
+    identity = self._identity | self._recovery.saved()
+    self._checkpoints.save(step, items, score=score, identity=identity)
     self._saved = step
 
-  def _evaluate(self, state: step_lib.TrainState, step: int) -> tuple[float, bool]:
-    """Returns the score on the fixed validation batches, and whether it is the best."""
+  def _evaluate(self, state: step_lib.TrainState, step: int) -> tuple[float | None, bool]:
+    """Returns the score on the fixed validation batches, if finite, and whether it is the best."""
     count = self._train.eval_batches
     rows = functools.partial(self._data.val.val_rows, total=count * self._train.batch_size)
     sums = evaluate(self._program, state.params, rows, count, check=self._check)
@@ -162,30 +213,29 @@ class Loop:
     score = metrics_lib.score(line)
     best = metrics_lib.best(self._log.lines) == (step, score)
     self._console.evaluated(step, line, best=best)
-    return score, best
+    return score if math.isfinite(score) else None, best
 
   def _read(self, pending: tuple[int, step_lib.Metrics] | None) -> None:
-    """Waits for the metrics of a step, and logs them if it is time to."""
+    """Waits for the metrics of a step, and logs them if it is time to; may raise `GoBack`."""
     if pending is None:
       return
     step, device_metrics = pending
     metrics = {key: float(value) for key, value in jax.device_get(device_metrics).items()}
-    if not all(map(math.isfinite, metrics.values())):
-      problem = f'loss {metrics["loss"]}, gradient norm {metrics["grad_norm"]} at step {step}'
-      raise errors.UserError(
-        'optimizer.learning_rate',
-        f'the run has diverged: {problem}',
-        'lower it or raise `optimizer.warmup_steps`, with another `workdir`',
-      )
+    trouble = self._recovery.see(step, metrics, self._train)
     self._tokens += self._program.tokens.size
     self._console.step(step, metrics['loss'])
+    if metrics['skipped']:
+      self._console.skipped(step, metrics)
     if step == 1 or self._is_due(step, self._train.log_every):
       now = time.monotonic()
       rate = round(self._tokens / max(now - self._since, 1e-9), 1)
       self._since, self._tokens = now, 0
       line = {f'train/{key}': value for key, value in metrics.items()}
+      line['train/skipped'] = self._recovery.skipped
       line['perf/tokens_per_second'] = rate
       if self._peak is not None:
         line['perf/mfu'] = round(rate * self._flops / (self._peak * jax.device_count()), 4)
       self._log.write(step, line)
       self._console.logged(step, line)
+    if trouble:
+      raise recovery_lib.GoBack(trouble)

@@ -1,4 +1,7 @@
-"""metrics.jsonl: one JSON object per line, appended; every step once, also after a resume."""
+"""metrics.jsonl: one JSON object per line, appended; every step once, also after a resume.
+
+JSON has no NaN and no infinity: a value that isn't finite is null there, and NaN when read.
+"""
 
 import json
 import math
@@ -36,7 +39,7 @@ def read(path: pathlib.Path) -> list[Line]:
 
 
 def _parse(text: str) -> Line:
-  """Returns the values of a line, the step first; NaN for null, which stands for it."""
+  """Returns the values of a line, the step first."""
   line = {k: math.nan if v is None else v for k, v in json.loads(text).items()}
   step: float = line['step']
   if type(step) is not int or step < 0 or any(type(v) not in (int, float) for v in line.values()):
@@ -45,8 +48,10 @@ def _parse(text: str) -> Line:
 
 
 def column(lines: Iterable[Line], key: str) -> tuple[list[int], list[float]]:
-  """Returns steps and values of the lines that have `key`."""
-  pairs = [(int(line['step']), line[key]) for line in lines if key in line]
+  """Returns steps and values of the lines in which `key` has a finite value."""
+  pairs = [
+    (int(line['step']), line[key]) for line in lines if math.isfinite(line.get(key, math.nan))
+  ]
   return [step for step, _ in pairs], [value for _, value in pairs]
 
 
@@ -88,7 +93,7 @@ class MetricsLog:
     self._path, self._writes, self._events = path, writes, None
     self._start = time.monotonic() - max((line.get('time', 0.0) for line in self.lines), default=0)
     if writes:
-      atomic.write_bytes(path, ''.join(json.dumps(line) + '\n' for line in self.lines).encode())
+      atomic.write_bytes(path, ''.join(map(_to_json, self.lines)).encode())
       if tensorboard:
         self._events = event_file.EventFile(tensorboard, purge_step=last + 1)
 
@@ -102,6 +107,11 @@ class MetricsLog:
     self.lines.append(line)
     if self._writes:
       with atomic.naming(self._path), self._path.open('a', encoding='utf-8') as file:
-        file.write(json.dumps(line) + '\n')
+        file.write(_to_json(line))
     if self._events:
       self._events.write(step, values)
+
+
+def _to_json(line: Line) -> str:
+  values = {key: value if math.isfinite(value) else None for key, value in line.items()}
+  return json.dumps(values, allow_nan=False) + '\n'

@@ -35,7 +35,12 @@ def make_schedule(optimizer: config_lib.OptimizerConfig, steps: int) -> optax.Sc
 def make_optimizer(
   optimizer: config_lib.OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-  """Returns clipping by global norm if `clip` > 0, then AdamW; matrices and embeddings decay."""
+  """Returns clipping by global norm if `clip` > 0, then AdamW; matrices and embeddings decay.
+
+  What it makes of parameters and gradients with norms up to 1e18 is finite in float32: moments are
+  means of gradients and of squares up to 1e36, so that no parameter moves by more than 1e18 / eps
+  = 1e26 times the learning rate, which `config.OptimizerConfig` limits, as it does the decay.
+  """
   clip = optax.clip_by_global_norm(optimizer.clip) if optimizer.clip > 0 else optax.identity()
   adamw = optax.adamw(
     schedule,

@@ -1,7 +1,9 @@
 """What a run prints: a summary before its first step, its progress, and the result."""
 
 import datetime
+import math
 import time
+from collections.abc import Mapping
 
 import jax
 
@@ -79,7 +81,9 @@ def compile_program(
 
 def result(lines: list[metrics_lib.Line], run: run_dir.RunDir) -> str:
   """Returns the result of a finished run, and what to do with it."""
-  step, score = metrics_lib.best(lines) or (0, float('nan'))
+  if not (found := metrics_lib.best(lines)):
+    return f'finished, but no validation loss is finite; curves in {run.plot}'
+  step, score = found
   best, use = f'val loss {score:.4f}', 'sample'
   if any('val/error' in line for line in lines):
     best, use = f'val accuracy {1 - score:.4f}', 'classify'
@@ -102,6 +106,11 @@ class Console:
     note = f'{progress.short(self._rate)} tokens/s, loss {loss:.3f}'
     self._bar.show('training', step, self._steps, note)
 
+  def skipped(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Reports a step that changed nothing."""
+    found = f'loss {metrics["loss"]:.4g}, gradient norm {metrics["grad_norm"]:.4g}'
+    self.say(f'warning: step {step} changes nothing: {found}')
+
   def logged(self, step: int, line: metrics_lib.Line) -> None:
     """Reports a training line of metrics.jsonl."""
     self._rate = line['perf/tokens_per_second']
@@ -119,6 +128,8 @@ class Console:
     for name in ('perplexity', 'accuracy', 'f1'):
       if f'val/{name}' in line:
         values.append(f'{name} {line[f"val/{name}"]:.{2 if name == "perplexity" else 4}f}')
+    if not math.isfinite(metrics_lib.score(line)):
+      values.append('not finite: never the best')
     self.say(f'step {step}/{self._steps}  {"  ".join(values)}{"  best" if best else ""}')
 
 

@@ -20,6 +20,8 @@ from gpt_jax.training import objectives
 
 Metrics = dict[str, jax.Array]
 
+_MOST = 1e18  # norm of a gradient or of parameters: float32 holds squares up to 3e38
+
 
 class TrainState(NamedTuple):
   """Everything that a step changes."""
@@ -64,7 +66,12 @@ def make_train_step(
   Arrays of the batch have shape (A, B, L); its A micro-batches are computed in turn. The loss is
   the mean over all targets that aren't IGNORED, 0 if there are none. Dropout is a function of
   (`key`, step, micro-batch), so a resumed run draws what an unbroken one would.
-  Metrics: `loss` before the update, `grad_norm` before clipping, `learning_rate`.
+
+  A step whose loss or gradient isn't finite, or beyond all reason, changes nothing but `step`: it
+  is as if its batch had never been seen. `optimizer` must give finite parameters and moments for
+  others, as that of `optimizer.make_optimizer` does.
+
+  Metrics: `loss` before the update, `grad_norm` before clipping, `learning_rate`, `skipped` (0, 1).
   """
 
   def gradients(
@@ -102,13 +109,36 @@ def make_train_step(
   def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
     trained, frozen = models.split_trained(model.config, state.params)
     loss, grads = gradients(trained, frozen, batch, jax.random.fold_in(key, state.step))
-    with jax.named_scope('optimizer'):
+    old = (trained, state.opt_state)
+
+    def update() -> tuple[Any, Any]:
       updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-      params = lora.join(optax.apply_updates(trained, updates), frozen)
-      metrics = {'grad_norm': optax.tree.norm(grads), 'learning_rate': schedule(state.step)}
-    return TrainState(state.step + 1, params, opt_state), {'loss': loss, **metrics}
+      return optax.apply_updates(trained, updates), opt_state
+
+    with jax.named_scope('optimizer'):
+      grad_norm, norm = optax.tree.norm(grads), optax.tree.norm(trained)
+      # Not the result itself: to look at that before the old state is gone takes memory for both.
+      is_good = jnp.isfinite(loss) & (grad_norm < _MOST) & (norm < _MOST)
+      params, opt_state = jax.lax.cond(is_good, update, lambda: old)
+    metrics = {
+      'loss': loss,
+      'grad_norm': grad_norm,
+      'learning_rate': schedule(_updates(state)),
+      'skipped': 1 - is_good.astype(jnp.int32),
+    }
+    return TrainState(state.step + 1, lora.join(params, frozen), opt_state), metrics
 
   return train_step
+
+
+def _updates(state: TrainState) -> jax.Array:
+  """Returns how many steps have changed something: what the schedule of `opt_state` counts."""
+
+  def is_of_schedule(path: Any, _: Any) -> bool:
+    return getattr(path[-1], 'tuple_name', '') == 'ScaleByScheduleState'
+
+  count = optax.tree.get(state.opt_state, 'count', state.step, filtering=is_of_schedule)
+  return jnp.asarray(count)
 
 
 def make_eval_step(model: models.Model) -> Callable[[Any, batch_lib.Batch], objectives.Sums]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax import errors, json_files, models
@@ -86,7 +87,7 @@ def open_model(path: str | os.PathLike[str]) -> SavedModel:
     problem = f'its tokenizer has {tokenizer.vocab_size:,} tokens, its model {config.vocab_size:,}'
     raise errors.UserError(str(path), problem)
   read = functools.partial(tensors_lib.load, tensors, n_layer=config.n_layer)
-  load = functools.partial(read, phase=f'reading {path}')
+  load = functools.partial(read, path=path)
   return SavedModel(path, config, tokenizer, None, load)
 
 
@@ -158,7 +159,12 @@ def _restore(run: run_dir.RunDir, saved: config_lib.ModelConfig, step: int, abst
   # The layer of a classifier may not be wanted.
   base, extra = lora.split_by(base, lambda path: path[0] in abstract)
   shapes = lora.join(adapters, lora.join(jax.tree.map(as_saved, base, abstract), extra))
-  params = checkpoints_lib.restore(run.checkpoints / str(step), {'params': shapes})['params']
+  folder = run.checkpoints / str(step)
+  params = checkpoints_lib.restore(folder, {'params': shapes})['params']
+  for place, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for shard in leaf.addressable_shards:
+      name = jax.tree_util.keystr(place, simple=True, separator='.')
+      tensors_lib.check_finite(folder, name, np.asarray(shard.data))
   if saved.lora_rank:
     adapters, base = lora.split(params)
     merge = jax.jit(

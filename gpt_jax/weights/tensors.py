@@ -66,21 +66,24 @@ def check(path: str, config: config_lib.ModelConfig, tensors: Mapping[str, Tenso
     raise errors.UserError(path, f'has not the tensors of its config: {"; ".join(found[:10])}')
 
 
-def load(tensors: Mapping[str, Tensor], abstract: Any, *, n_layer: int, phase: str) -> Any:
+def load(tensors: Mapping[str, Tensor], abstract: Any, *, n_layer: int, path: pathlib.Path) -> Any:
   """Reads the parameters into `abstract`, one tensor at a time, with a progress bar.
 
   `abstract` is what `models.gpt.abstract_params` returns for this architecture, with shardings. The
   context may be shorter (positions are cropped), the vocabulary padded (with 0), layers scanned.
+  Raises `UserError` at `path`, where they are from, if one holds NaN or an infinity.
   """
   total, done = sum(math.prod(tensor.shape) for tensor in tensors.values()), 0
+  phase = f'reading {path}'
 
-  def read(path: Any, leaf: Any) -> jax.Array:
+  def read(place: Any, leaf: Any) -> jax.Array:
     nonlocal done
     array = np.zeros(leaf.shape, leaf.dtype)
-    for part, name in _layers(path, array, n_layer):
+    for part, name in _layers(place, array, n_layer):
       values = tensors[name].read()
       rows = min(len(part), len(values))
       part[:rows] = values[:rows]
+      check_finite(path, name, part)
       done += values.size
       bar.show(phase, done, total)
     # Waiting for each leaf limits the memory to one leaf beside the parameters.
@@ -90,6 +93,16 @@ def load(tensors: Mapping[str, Tensor], abstract: Any, *, n_layer: int, phase: s
   with progress.Bar() as bar:
     bar.show(phase, done, total)
     return jax.tree_util.tree_map_with_path(read, abstract)
+
+
+def check_finite(path: pathlib.Path, name: str, values: np.ndarray) -> None:
+  """Raises `UserError` at `path` if the values of tensor `name` aren't all finite."""
+  with np.errstate(invalid='ignore'):
+    limits = [values.min(), values.max()]  # both are NaN if one value is
+  if not np.isfinite(limits).all():
+    problem = f'{name} holds NaN or an infinity, so nothing can be computed with it'
+    fix = 'get or make it again; if it was trained so, take an earlier checkpoint'
+    raise errors.UserError(str(path), problem, fix)
 
 
 def export(config: config_lib.ModelConfig, params: Any) -> dict[str, np.ndarray]:

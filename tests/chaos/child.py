@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 from absl import flags
@@ -29,6 +29,13 @@ from gpt_jax.training import loop  # noqa: F401
 # lies between two of them.
 _EVENTS = ('open', 'os.rename', 'os.mkdir', 'os.rmdir', 'os.remove', 'os.utime', 'shutil.rmtree')
 _LATER = 0.03  # seconds
+
+
+class Result(NamedTuple):
+  """What was done and found, and how much of it is not as it must be."""
+
+  text: str
+  faults: int
 
 
 def call(log: pathlib.Path, work: Callable[..., Any], *args: Any) -> tuple[int, Any]:

@@ -11,7 +11,7 @@ from gpt_jax.weights import manifest
 from tests.chaos import child, kills
 
 
-def trial(folder: pathlib.Path, count: int) -> str:
+def trial(folder: pathlib.Path, count: int) -> child.Result:
   """Trains on `count` disks that are too small, then on the same made larger; needs root."""
   config, log, disk = kills.config_of(folder, steps=12), folder / 'log', folder / 'disk'
   wanted = child.reference(config, folder)
@@ -28,20 +28,23 @@ def trial(folder: pathlib.Path, count: int) -> str:
       damaged += len(_damaged(disk / 'run' / 'checkpoints'))
       subprocess.run(['mount', '-o', 'remount,size=64m', disk], check=True)
       different += child.call(log, child.run_to_end, config, disk / 'run') != (0, wanted)
-  return (
+  return child.Result(
     f'{count} disks, {failed} of them too small: {told} times told with exit code 2; {damaged} '
-    f'damaged checkpoints, {different} runs ended otherwise with more room'
+    f'damaged checkpoints, {different} runs ended otherwise with more room',
+    failed - told + damaged + different,
   )
 
 
-def vanished(folder: pathlib.Path, count: int) -> str:
+def vanished(folder: pathlib.Path, count: int) -> child.Result:
   """Removes or locks the folder of a run while it trains; returns what was found."""
   config, log, right = kills.config_of(folder, steps=40), folder / 'log', 0
   for i in range(count):
     run = folder / f'{i}'
     status, _ = child.call(log, _run_without_folder, config, run, 2 + 3 * i)
     right += status == 2 and 'Traceback' not in log.read_text()
-  return f'{count} folders that vanished: {right} told with exit code 2'
+  return child.Result(
+    f'{count} folders that vanished: {right} told with exit code 2', count - right
+  )
 
 
 def _run_without_folder(config: Any, run: pathlib.Path, step: int) -> None:

@@ -19,7 +19,9 @@ def config_of(folder: pathlib.Path, *, steps: int) -> config_lib.Config:
   )
 
 
-def trial(folder: pathlib.Path, count: int, *, steps: int = 12, at_once: int = _AT_ONCE) -> str:
+def trial(
+  folder: pathlib.Path, count: int, *, steps: int = 12, at_once: int = _AT_ONCE
+) -> child.Result:
   """Kills runs `count` times, each `at_once` times; returns what was found."""
   config, log, run = config_of(folder, steps=steps), folder / 'log', folder / 'run'
   wanted = child.reference(config, folder)
@@ -43,9 +45,10 @@ def trial(folder: pathlib.Path, count: int, *, steps: int = 12, at_once: int = _
     assert status == 0, log.read_text()
     runs_done += 1
     different += ended != wanted
-  return (
+  return child.Result(
     f'{killed} kills of {runs_done} runs: {unrestorable} unrestorable, {lost} finished checkpoints '
-    f'lost, {different} runs ended otherwise'
+    f'lost, {different} runs ended otherwise',
+    unrestorable + lost + different,
   )
 
 

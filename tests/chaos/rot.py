@@ -8,7 +8,7 @@ from gpt_jax.weights import manifest, saved_model
 from tests.chaos import child, kills
 
 
-def trial(folder: pathlib.Path, flips: int, cuts: int) -> str:
+def trial(folder: pathlib.Path, flips: int, cuts: int) -> child.Result:
   """Damages the checkpoint that a run gives, also by a missing file; returns what was found."""
   log, run, rng = folder / 'log', folder / 'run', random.Random(0)
   status, _ = child.call(log, child.run, kills.config_of(folder, steps=12), run)
@@ -55,4 +55,5 @@ def trial(folder: pathlib.Path, flips: int, cuts: int) -> str:
     path.write_bytes(before)
   os.dup2(errors, 2)
   assert manifest.verify(checkpoint).step == taken.step
-  return f'{done} damages: {missed} not noticed, {other} times the wrong checkpoint taken'
+  text = f'{done} damages: {missed} not noticed, {other} times the wrong checkpoint taken'
+  return child.Result(text, missed + other)

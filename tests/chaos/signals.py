@@ -3,7 +3,7 @@
 import os
 import pathlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 from unittest import mock
 
@@ -27,13 +27,14 @@ _PHASES: dict[str, tuple[Any, str]] = {
 }
 
 
-def trial(folder: pathlib.Path, rounds: int) -> str:
+def trial(folder: pathlib.Path, rounds: int, phases: Collection[str] = _PHASES) -> child.Result:
   """Signals a run at the `rounds` first times in each phase; returns what was found."""
   config, log = kills.config_of(folder, steps=12), folder / 'log'
   wanted = child.reference(config, folder)
   del wanted['changes']
   done, wrong_code, different = 0, [], []
-  for phase, (place, name) in _PHASES.items():
+  for phase in phases:
+    place, name = _PHASES[phase]
     for number in (signal.SIGTERM, signal.SIGINT):
       for nth in range(rounds):
         run = folder / f'{done}'
@@ -45,7 +46,8 @@ def trial(folder: pathlib.Path, rounds: int) -> str:
 
         if child.call(log, child.run_to_end, config, run) != (0, wanted):
           different.append(phase)
-  return f'{done} signals: exit codes {wrong_code or "right"}, ended otherwise: {different or 0}'
+  text = f'{done} signals: exit codes {wrong_code or "right"}, ended otherwise: {different or 0}'
+  return child.Result(text, len(wrong_code) + len(different))
 
 
 def _signalled(

@@ -7,9 +7,9 @@ import time
 from tests.chaos import child, kills
 
 
-def trial(folder: pathlib.Path, count: int) -> str:
+def trial(folder: pathlib.Path, count: int) -> child.Result:
   """Starts `count` more trainings while one runs; returns what was found."""
-  config, log = kills.config_of(folder, steps=200), folder / 'log'
+  config, log = kills.config_of(folder, steps=60), folder / 'log'
   wanted, run = child.reference(config, folder), folder / 'run'
   del wanted['changes']
   refused = 0
@@ -22,6 +22,6 @@ def trial(folder: pathlib.Path, count: int) -> str:
     status, _ = child.call(log, child.run, config, run)
     refused += status == 2 and 'is in use by process' in log.read_text()
   harmed = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
-  return (
-    f'{count} trainings beside one: {refused} refused; the first was {"" if harmed else "un"}harmed'
-  )
+  unharmed = 'harmed' if harmed else 'unharmed'
+  text = f'{count} trainings beside one: {refused} refused; the first was {unharmed}'
+  return child.Result(text, count - refused + bool(harmed))

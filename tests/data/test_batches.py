@@ -58,6 +58,17 @@ def _hash(*parts):
 mixtures = pytest.mark.parametrize('mixture', ['alone', 'pool', 'weights'])
 
 
+@mixtures
+def test_the_places_of_training_rows_are_where_they_come_from(mixture):
+  dataset, numbers = _dataset('packed', mixture), np.arange(7, 20)
+  parts = [
+    chunks.rows(places)
+    for chunks, places in zip(dataset.chunks, dataset.train_places(numbers), strict=True)
+  ]
+  found = [row.tobytes() for part in parts for row in part.inputs]
+  assert sorted(found) == sorted(row.tobytes() for row in dataset.train_rows(numbers).inputs)
+
+
 @pytest.mark.parametrize('kind', KINDS)
 @mixtures
 def test_a_run_that_resumes_on_other_hosts_sees_the_same_batches(kind, mixture):

@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -123,6 +124,22 @@ class TestCompression:
 
   @pytest.mark.parametrize('kind', ['text', 'jsonl'])
   @pytest.mark.parametrize('ending', ['.gz', '.zst'])
+  def test_a_small_file_that_holds_very_much_is_not_read_into_memory(
+    self, tmp_path, monkeypatch, kind, ending
+  ):
+    monkeypatch.setattr(files_lib, 'MOST_HELD', 1 << 22)
+    data = b'{"text": "' + b'a' * (1 << 24)
+    (tmp_path / f'a{ending}').write_bytes(compress(data, ending))
+    tracemalloc.start()
+    error = raised.user_error(read, f'{kind}:{tmp_path}/a{ending}')
+    assert error.key == str(tmp_path / f'a{ending}')
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+    (tmp_path / 'plain').write_bytes(data + b'"}')
+    assert len(read(f'{kind}:{tmp_path}/plain')) == 1
+
+  @pytest.mark.parametrize('kind', ['text', 'jsonl'])
+  @pytest.mark.parametrize('ending', ['.gz', '.zst'])
   @pytest.mark.parametrize(
     'damage',
     [
@@ -181,7 +198,7 @@ class TestPieces:
   def test_they_join_to_the_text_and_so_do_their_tokens(self, monkeypatch, gpt2, text, size, mark):
     monkeypatch.setattr(text_files, '_PIECE_BYTES', size)
     data = b'\xef\xbb\xbf' * mark + text.encode()
-    pieces = list(text_files._pieces(io.BytesIO(data), 'a'))
+    pieces = list(text_files._pieces(io.BytesIO(data), pathlib.Path('a')))
     # No character is torn.
     texts = [sources.decode(piece, invalid_utf8='fail')[0] for piece in pieces]
     assert ''.join(texts) == text
@@ -203,7 +220,7 @@ class TestPieces:
     monkeypatch.setattr(text_files, '_PIECE_BYTES', 4)
 
     def cut(text):
-      return [piece.text for piece in text_files._pieces(io.BytesIO(text), 'a')]
+      return [piece.text for piece in text_files._pieces(io.BytesIO(text), pathlib.Path('a'))]
 
     for before in range(1, 9):
       text = b'\n' * before + b'x y' + b'.' * 20

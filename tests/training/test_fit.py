@@ -11,6 +11,7 @@ from gpt_jax import knobs
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import fit
 from gpt_jax.training import program as program_lib
+from tests import raised
 
 COUNT, REMAT, KEEP = 'train.gradient_accumulation', 'model.remat', 'model.remat_keep'
 PRODUCTS: dict[str, Any] = {REMAT: True, KEEP: 'products'}
@@ -70,8 +71,17 @@ def test_a_compiler_that_refuses_does_not_fit(monkeypatch):
   assert fit.needed(program) == float('inf')
 
 
-@pytest.mark.parametrize(('page', 'advised'), [(1 << 20, f'`{COUNT}=2`'), (1, '`mesh.fsdp`')])
-def test_the_advice_names_config_keys(monkeypatch, page, advised):
+@pytest.mark.parametrize(('memory', 'advised'), [(600, f'`{COUNT}=2`'), (1, '`mesh.fsdp`')])
+def test_the_advice_names_config_keys(monkeypatch, memory, advised):
   monkeypatch.setattr(fit, 'needed', _made_up)
-  monkeypatch.setattr(fit.os, 'sysconf', lambda _: page)  # also of how many there are
+  monkeypatch.setattr(fit, 'device_memory', lambda: memory)
   assert advised in fit.advice(_program({}))
+
+
+def test_a_step_that_needs_more_than_there_is_is_not_taken(monkeypatch):
+  program = _program({}).compile()
+  fit.check(program)
+  monkeypatch.setattr(fit, 'device_memory', lambda: 1000)
+  monkeypatch.setattr(fit, 'needed', _made_up)
+  error = raised.user_error(fit.check, program)
+  assert (error.key, f'`{COUNT}=2`' in error.fix) == ('out of device memory', True)

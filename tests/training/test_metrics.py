@@ -51,6 +51,25 @@ def test_lines_are_on_disk_at_once_and_read_back_exactly(path):
   assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_null_in_the_file_and_on_no_curve(path, tmp_path, value):
+  log = _open(path, tensorboard=tmp_path / 'tensorboard')
+  for step, loss in enumerate([1.0, value, 0.5], 1):
+    log.write(step, {'train/loss': loss, 'val/loss': loss, 'val/accuracy': loss})
+  for _ in range(2):
+    written = [json.loads(line, parse_constant=pytest.fail) for line in path.open()]
+    assert [line['train/loss'] for line in written] == [1.0, None, 0.5]
+    lines = metrics_lib.read(path)
+    assert math.isnan(lines[1]['train/loss'])
+    assert metrics_lib.column(lines, 'val/loss') == ([1, 3], [1.0, 0.5])
+    assert metrics_lib.best(lines) == (3, 0.5)
+    assert _open(path, resume_step=3).has(2, 'val/loss')
+  plot.draw(lines, tmp_path / 'loss.png', title='a run')
+  for key in ('val/loss', 'val/accuracy'):
+    plot.compare({'a run': lines}, tmp_path / 'both.png', key=key)
+  assert len(_scalars(_events(tmp_path / 'tensorboard'))) == 9
+
+
 @pytest.mark.parametrize('cut', [1, 5, 20])
 def test_a_truncated_last_line_does_not_count(path, cut):
   _write(path, [1, 2, 3])

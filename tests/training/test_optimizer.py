@@ -1,5 +1,6 @@
 """Schedules are as specified, decay spares biases and norms, and the update is AdamW's."""
 
+import dataclasses
 import math
 
 import hypothesis
@@ -175,3 +176,30 @@ def test_updates_are_adamws_as_torch_computes_them():
     p = p - rate * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)
     # The parameters are about 1 and rounded a few times; an update is about 1e-2.
     np.testing.assert_allclose(params['kernel'], p, rtol=0, atol=5e-7)
+
+
+def _largest(key):
+  """The largest value that a knob of the optimizer may have."""
+  fields = {field.name: field for field in dataclasses.fields(config_lib.OptimizerConfig)}
+  return {name: limit for limit, name, _ in fields[key].metadata['limits']}['at most']
+
+
+_SIZES = st.sampled_from([0.0, 1e-30, 1e-8, 1.0, 1e17])
+
+
+@hypothesis.given(st.lists(st.tuples(_SIZES, _SIZES), min_size=1, max_size=5))
+@hypothesis.example([(1e17, 1e17), (1e17, 0.0), (1e17, 1e-8)])
+def test_no_update_of_what_is_finite_is_infinite(sizes):
+  """With the largest rates and decays that a config may have, and without clipping."""
+  keys = ('learning_rate', 'weight_decay', 'b1', 'b2')
+  config = config_lib.OptimizerConfig(
+    warmup_steps=0, schedule='constant', clip=0.0, **{key: _largest(key) for key in keys}
+  )
+  optimizer = optimizer_lib.make_optimizer(config, optimizer_lib.make_schedule(config, 9))
+  state = optimizer.init({'kernel': jnp.zeros(4)})
+  signs = jnp.array([1.0, -1.0, 1.0, 0.0])
+  for gradient, param in sizes:
+    params = {'kernel': signs[::-1] * param}
+    updates, state = optimizer.update({'kernel': signs * gradient}, state, params)
+    params = optax.apply_updates(params, updates)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((params, state)))

@@ -39,7 +39,7 @@ def test_a_batch_has_segments_if_rows_are_packed(chunks):
   assert (program.batch.segments is not None) == (chunks in ('packed', 'sentences'))
   assert (program.tokens.shape, program.tokens.dtype) == ((2, 8, 8), jnp.int32)
   _, metrics = jax.eval_shape(program.train_step, program.state, program.batch)
-  assert set(metrics) == {'loss', 'grad_norm', 'learning_rate'}
+  assert set(metrics) == {'loss', 'grad_norm', 'learning_rate', 'skipped'}
 
 
 def test_the_vocabulary_is_the_tokenizers():

@@ -267,3 +267,70 @@ def test_initial_state_is_a_function_of_its_key_at_step_0():
   jax.tree.map(np.testing.assert_array_equal, first, again)
   kernels = [s.params['h_0']['attn']['c_attn']['kernel'] for s in (first, other)]
   assert not np.isclose(*kernels).any()
+
+
+# Bad numbers.
+
+SCHEDULE = optimizer_lib.make_schedule(config_lib.OptimizerConfig(1e-2, warmup_steps=3), 40)
+ADAMW = optimizer_lib.make_optimizer(config_lib.OptimizerConfig(), SCHEDULE)
+
+
+def _make_adamw_step():
+  return jax.jit(step_lib.make_train_step(_model(0.2), ADAMW, SCHEDULE, jax.random.key(3)))
+
+
+_adamw_step = functools.cache(_make_adamw_step)
+
+
+@functools.cache
+def _adamw_state():
+  """The state after two good steps."""
+  state = step_lib.TrainState(jnp.int32(0), _params(), ADAMW.init(_params()))
+  for _ in range(2):
+    state, _ = _adamw_step()(state, _batch(1, 4))
+  return state
+
+
+def _poisoned(kind):
+  """A loss that isn't finite, or has such gradients, or has some that are far too large."""
+
+  def loss(model, params, part, key):
+    total = _LOSS(model, params, part, key)
+    zero = total - jax.lax.stop_gradient(total)
+    added = {'loss': zero * np.nan, 'gradients': jnp.sqrt(zero), 'large': 1e30 * zero}
+    return total + added[kind]
+
+  return loss
+
+
+_LOSS = step_lib.objectives.loss
+
+
+@pytest.mark.parametrize(('kind', 'parts'), [('loss', 1), ('gradients', 2), ('large', 1)])
+def test_a_bad_batch_changes_nothing_but_the_step(kind, parts, monkeypatch):
+  before = _adamw_state()
+  with monkeypatch.context() as patch:
+    patch.setattr(step_lib.objectives, 'loss', _poisoned(kind))
+    skipped, metrics = _make_adamw_step()(before, _batch(parts, 4 // parts))
+  assert metrics['skipped'] == 1
+  assert np.isfinite(metrics['loss']) == (kind != 'loss')
+  assert skipped.step == before.step + 1
+  for one, other in ((skipped.params, before.params), (skipped.opt_state, before.opt_state)):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+  # The next one is what it would have been without it, and so is its learning rate.
+  after, metrics = _adamw_step()(skipped, _batch(2, 2))
+  never, expected = _adamw_step()(before._replace(step=before.step + 1), _batch(2, 2))
+  jax.tree.map(np.testing.assert_array_equal, (after, metrics), (never, expected))
+  assert metrics['skipped'] == 0
+  np.testing.assert_allclose(metrics['learning_rate'], SCHEDULE(2), rtol=1e-6)
+  counts = optax.tree.get_all_with_path(after.opt_state, 'count')
+  assert [int(count) for _, count in counts] == [3, 3]
+
+
+def test_parameters_beyond_all_reason_are_not_changed():
+  state = _adamw_state()
+  wte = jnp.full_like(state.params['wte']['embedding'], 1e18)
+  state = state._replace(params={**state.params, 'wte': {'embedding': wte}})
+  after, metrics = _adamw_step()(state, _batch(1, 4))
+  assert metrics['skipped'] == 1
+  jax.tree.map(np.testing.assert_array_equal, after.params, state.params)

@@ -152,6 +152,22 @@ def test_the_newest_intact_checkpoint_takes_the_place_of_a_damaged_best_one(copy
   saved.refused(copy / 'run', checkpoints / '2')
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('form', _FORMS)
+def test_weights_that_are_not_finite_are_refused_by_name(folder, params, tmp_path, form, value):
+  path, bad = tmp_path / form, jax.tree.map(np.copy, params)
+  bad['h_1']['mlp']['c_fc']['kernel'][3, 5] = value
+  if form == 'run':
+    saved.save_run(path, saved.MODEL, {1: bad})
+  else:
+    huggingface.write_model(path, saved.MODEL, bad, saved.BYTE)
+  model = saved_model.open_model(path)
+  for abstract in (saved.on_one_device(model.config), saved.on_a_mesh(saved.MODEL)):
+    error = raised.user_error(model.load, abstract)
+    assert error.key == str(path / 'checkpoints' / '1' if form == 'run' else path)
+    assert ('h_1.mlp.c_fc.kernel' if form == 'run' else 'h.1.mlp.c_fc.weight') in error.problem
+
+
 def test_a_tokenizer_of_another_vocabulary_is_refused(copy, vocabulary):
   shutil.copytree(saved.FIXTURES / 'openai_tiny', copy / 'openai')
   (copy / 'openai' / 'vocab.bpe').write_bytes(bpe.find_merges())

@@ -34,6 +34,11 @@ class Dataset:
     """
     return self._rows(*self._mixture.train(numbers))
 
+  def train_places(self, numbers: np.ndarray) -> list[np.ndarray]:
+    """Returns which rows of each source these rows of the training sequence are, sorted."""
+    sources, indices = self._mixture.train(numbers)
+    return [np.sort(indices[sources == source]) for source in range(len(self.chunks))]
+
   def val_rows(self, numbers: np.ndarray, *, total: int) -> batch_lib.Batch:
     """Returns (R, L) rows of an evaluation: always the same, spread evenly over the text.
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 from gpt_jax import errors
 
 COMPRESSED = ('.gz', '.zst')
+MOST_HELD = 1 << 26  # bytes of one text of a compressed file, which can be small and hold very much
 _BUFFER_BYTES = 1 << 18
 
 

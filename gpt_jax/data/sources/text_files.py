@@ -38,14 +38,15 @@ def open_text(spec: str, pattern: str) -> corpus.Source:
 def _read_text(paths: Sequence[pathlib.Path]) -> Iterator[corpus.Piece]:
   for path in paths:
     with files.open_binary(path) as file:
-      yield from _pieces(file, str(path))
+      yield from _pieces(file, path)
 
 
-def _pieces(file: BinaryIO, name: str) -> Iterator[corpus.Piece]:
+def _pieces(file: BinaryIO, path: pathlib.Path) -> Iterator[corpus.Piece]:
   """The document in `file`, in stretches of about `_PIECE_BYTES` if it's longer than that.
 
   Text without a place to cut, such as Chinese, grows in memory until there is one.
   """
+  name = str(path)
 
   def piece(length: int, *, last: bool) -> corpus.Piece:
     place = f'{name} from byte {offset}' if offset else name
@@ -62,6 +63,7 @@ def _pieces(file: BinaryIO, name: str) -> Iterator[corpus.Piece]:
       del buffer[: cut.end()]
     searched = max(0, len(buffer) - 2)  # a letter and a space may be the begin of a place to cut
     buffer += block
+    _check_length(path, len(buffer), 'text without a space')
   yield piece(len(buffer), last=True)
 
 
@@ -103,16 +105,25 @@ def _read_jsonl(
 
 def _lines(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
   """The lines that aren't blank and begin in [start, stop), each with its offset."""
+  longest = files.MOST_HELD + 1 if path.suffix in files.COMPRESSED else -1
   with files.open_binary(path) as file:
     offset = start
     if start:  # the rest of the line that begins before `start` is the range's before
       file.seek(start - 1)
       offset += len(file.readline()) - 1
-    while offset < stop and (line := file.readline()):
+    while offset < stop and (line := file.readline(longest)):
+      _check_length(path, len(line), 'a line')
       text = (line.removeprefix(_MARK) if not offset else line).rstrip()
       if text:
         yield offset, text
       offset += len(line)
+
+
+def _check_length(path: pathlib.Path, length: int, what: str) -> None:
+  """Raises `UserError` if a compressed file holds something so long that it may be a trap."""
+  if path.suffix in files.COMPRESSED and length > files.MOST_HELD:
+    problem = f'holds {what} of more than {files.MOST_HELD >> 20} MB'
+    raise errors.UserError(str(path), problem, 'decompress it, if it is meant to')
 
 
 def _line_number(path: pathlib.Path, offset: int) -> int:
