@@ -10,18 +10,35 @@ import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+_PART = '.part'  # how the name of a temporary file ends
 _STALE_SECONDS = 3600  # without a change in a hidden folder
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+  """Gives an `OSError` of the `with` block the name of the file: those of `write` have none."""
+  try:
+    yield
+  except OSError as e:
+    if e.filename is None or str(e.filename).endswith(_PART):
+      e.filename = str(path)
+    raise
 
 
 @contextlib.contextmanager
 def open_file(path: pathlib.Path) -> Iterator[BinaryIO]:
   """Opens a temporary file that replaces `path` when the `with` block ends without an error.
 
-  The folder must exist. Raises `OSError` if it can't be written.
+  The folder must exist. Raises `OSError`, with a name, if it can't be written. What is no file, as
+  /dev/stdout, is written itself.
   """
-  part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+  if path.exists() and not path.is_file():
+    with naming(path), path.open('wb') as file:
+      yield file
+    return
+  part = path.with_name(f'.{path.name}.{os.getpid()}{_PART}')
   try:
-    with part.open('wb') as file:
+    with naming(path), part.open('wb') as file:
       yield file
       file.flush()
       os.fsync(file.fileno())

@@ -8,14 +8,13 @@ another program in turn with gpt_jax, each in processes of its own.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
 
 from absl import flags
 
-from gpt_jax import cli, errors, knobs
+from gpt_jax import atomic, cli, errors, knobs
 from gpt_jax import config as config_lib
 from gpt_jax.benchmarks import options as options_lib
 
@@ -44,7 +43,7 @@ def main(values: flags.FlagValues, config: config_lib.Config, words: list[str]) 
   from gpt_jax import oom  # slow, so after the checks
   from gpt_jax.benchmarks import figures, processes
 
-  with cli.output(), oom.oom_as_user_error('lower `train.batch_size` or `rows`'):
+  with oom.oom_as_user_error('lower `train.batch_size` or `rows`'):
     if options.peer:
       found = processes.compare(mode, config, options)
     else:
@@ -59,11 +58,7 @@ def main(values: flags.FlagValues, config: config_lib.Config, words: list[str]) 
     about = {'mode': mode, 'machine': machine, 'options': dataclasses.asdict(options)}
     about |= {'config': dataclasses.asdict(config)}
     about |= {'figures': {each.name: each.summary() for each in found}}
-    try:
-      pathlib.Path(options.json).write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
-    except OSError as e:
-      problem = f'{options.json} cannot be written ({e.strerror or e})'
-      raise errors.UserError('json', problem) from e
+    atomic.write_json(pathlib.Path(options.json), about)
 
 
 if __name__ == '__main__':

@@ -36,11 +36,10 @@ def main(_: flags.FlagValues, words: list[str]) -> None:
   if not folder or not run.checkpoints.is_dir():
     fix = "give a run's workdir, such as runs/quickstart"
     raise errors.UserError(folder or 'run', 'has no checkpoints', fix)
-  with cli.output():
-    if action == 'remove':
-      _remove(run, sorted(map(int, rest)))
-    else:
-      _show(run, verify=action == 'verify')
+  if action == 'remove':
+    _remove(run, sorted(map(int, rest)))
+  else:
+    _show(run, verify=action == 'verify')
 
 
 def _show(run: 'run_dir.RunDir', *, verify: bool) -> None:
@@ -63,7 +62,6 @@ def _show(run: 'run_dir.RunDir', *, verify: bool) -> None:
     rows.append((f'{step:,}', score, f'{size / 1e6:,.1f}', f'{saved:%Y-%m-%d %H:%M}', state))
   print(overview.table(rows))
   if damaged:
-    sys.stdout.flush()
     sys.exit(cli.USER_ERROR)
 
 

@@ -11,7 +11,7 @@ import textwrap
 
 from absl import flags
 
-from gpt_jax import cli, errors, progress, user_cache
+from gpt_jax import cli, errors, knobs, progress, user_cache
 
 
 def define_flags() -> flags.FlagValues:
@@ -29,7 +29,7 @@ def main(values: flags.FlagValues) -> None:
   from gpt_jax.downstream import classify  # slow, so after the checks
   from gpt_jax.generation import language_model
 
-  with cli.output(), progress.Bar() as bar:
+  with progress.Bar() as bar:
     user_cache.enable_compilation_cache()
     model = language_model.load(values.model)
     try:
@@ -60,7 +60,7 @@ def _texts(values: flags.FlagValues) -> list[tuple[str, str]]:
     found.append(errors.UserError('model', 'must be given', 'for example runs/sentiment'))
   if (values.text is None) == (values.texts is None):
     found.append(errors.UserError('text', 'or `texts` must be given', 'one of them'))
-  elif values.text is not None and not parsing.is_utf8(values.text):
+  elif values.text is not None and not knobs.is_utf8(values.text):
     found.append(errors.UserError('text', 'is not UTF-8', 'put it into a file for `texts`'))
   errors.raise_all(found)
   if values.texts is None:

@@ -4,22 +4,27 @@ No other module knows how a flag is spelled: errors name arguments and config ke
 """
 
 import contextlib
-import io
+import errno
 import logging
-import os
 import pathlib
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
 
 from gpt_jax import config as config_lib
-from gpt_jax import cpu_memory, errors, knobs, validation
+from gpt_jax import cpu_memory, errors, knobs, shutdown, streams, validation
 
 FINISHED, USER_ERROR, STOPPED = 0, 2, 75
 _KILLED_BY_SIGINT = 130
+# What to do about an error of the system, by its number.
+_FIXES = {
+  **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'free some space, or use another disk'),
+  **dict.fromkeys((errno.ENOENT, errno.ESTALE), 'is it, or its folder, there?'),
+  **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), 'move away what has its name'),
+}
 _MESH = ('data', 'fsdp', 'tensor')
 
 # Of the flag of commands that load a model.
@@ -33,43 +38,50 @@ def run(
   doc: str,
   takes_config: bool = False,
   takes_words: bool = False,
+  reports: bool = False,
   aliases: Mapping[str, str] | None = None,
 ) -> None:
   """Parses the command line, runs `main` with `flag_values` and exits; `doc` is for --help.
 
   A command that `takes_config` has `--config=FILE.py` and overrides such as `--config.a.b=v`, and
   gets the config too; one that `takes_words` gets a list of the arguments that are no flags.
+  Standard output of one that `reports` only tells of its work, which goes on if nobody reads it.
   `aliases` are config keys or arguments -> the flags that stand for them.
   """
   # Libraries report their progress through absl's logger; a command speaks for itself.
   logging.getLogger('absl').setLevel(logging.ERROR)
-  if {'-h', '--help', '-help', '--helpfull'} & set(sys.argv[1:]):
-    print(help_text(flag_values, doc=doc, takes_config=takes_config))
-    sys.exit(FINISHED)
-  cpu_memory.keep()
-  try:
-    main(*parse(flag_values, sys.argv, takes_config=takes_config, takes_words=takes_words))
-  except errors.UserError as e:
-    print(render(e, flag_values, aliases=aliases), file=sys.stderr)
-    sys.exit(USER_ERROR)
-  except errors.Stopped as e:
-    print(e, file=sys.stderr)
-    sys.exit(STOPPED)
-  except KeyboardInterrupt:
-    sys.exit(_KILLED_BY_SIGINT)
-
-
-@contextlib.contextmanager
-def output() -> Iterator[None]:
-  """Makes standard output UTF-8, and ends quietly when its reader is gone."""
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(encoding='utf-8')  # whatever the locale: tokens hold any character
-  try:
-    yield
-    sys.stdout.flush()
-  except BrokenPipeError:
-    # Python flushes once more at exit, and would complain.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  streams.take(reports=reports)
+  with shutdown.ends_command():
+    try:
+      if {'-h', '--help', '-help', '--helpfull'} & set(sys.argv[1:]):
+        print(help_text(flag_values, doc=doc, takes_config=takes_config))
+      else:
+        cpu_memory.keep()
+        main(*parse(flag_values, sys.argv, takes_config=takes_config, takes_words=takes_words))
+      if sys.stdout:
+        sys.stdout.flush()
+    except errors.UserError as e:
+      print(render(e, flag_values, aliases=aliases), file=sys.stderr)
+      sys.exit(USER_ERROR)
+    except errors.Stopped as e:
+      print(e, file=sys.stderr)
+      sys.exit(STOPPED)
+    except KeyboardInterrupt:
+      sys.exit(_KILLED_BY_SIGINT)
+    except BrokenPipeError:
+      sys.exit(FINISHED)  # who reads has seen enough
+    except OSError as e:
+      name = e.filename
+      if isinstance(e, FileNotFoundError) and name is None:
+        name = 'the current folder'
+      if name is None:
+        raise
+      fix = _FIXES.get(e.errno or 0, 'use another place')
+      print(f'error: {name}: cannot be used ({e.strerror}); {fix}', file=sys.stderr)
+      sys.exit(USER_ERROR)
+    finally:
+      with contextlib.suppress(AttributeError, OSError):  # else Python tells of it when it exits
+        sys.stdout.flush()
 
 
 def render(

@@ -165,7 +165,7 @@ class DataConfig:
   test_fraction: float = _knob(
     0.0, 'Fraction held out for tests, unless the split is given.', at_least=0, below=1
   )
-  seed: int = _knob(0, 'Seed of the order of training examples.', at_least=0)
+  seed: int = _knob(0, 'Seed of the order of training examples.', at_least=0, at_most=2**32 - 1)
   cache_dir: str = _knob(
     '', 'Folder of the token stores; empty: gpt_jax in $XDG_CACHE_HOME or ~/.cache.'
   )
@@ -247,6 +247,7 @@ class MeshConfig:
     1,
     'Devices to simulate on the CPU if there is no accelerator, to try a mesh.',
     at_least=1,
+    at_most=512,
   )
 
 

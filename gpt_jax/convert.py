@@ -29,6 +29,7 @@ def main(values: flags.FlagValues) -> None:
   import jax  # slow, so only once the flags are known to be valid
 
   from gpt_jax import models
+  from gpt_jax.parallel import mesh
   from gpt_jax.weights import huggingface, saved_model
 
   model = saved_model.open_model(values.model)
@@ -36,13 +37,9 @@ def main(values: flags.FlagValues) -> None:
     if (value := getattr(model.config, key)) not in ('gpt', ''):
       problem = f'{values.model} has {key}={value}, which GPT-2 does not have'
       raise errors.UserError('model', problem, 'convert another')
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  sharding = jax.sharding.SingleDeviceSharding(mesh.find_devices()[0])
   params = model.load(models.abstract_params(model.config, sharding))
-  try:
-    huggingface.write_model(output, model.config, params, model.tokenizer)
-  except OSError as e:
-    problem = f'{output} cannot be written ({e.strerror or e})'
-    raise errors.UserError('output', problem) from e
+  huggingface.write_model(output, model.config, params, model.tokenizer)
   size = sum(path.stat().st_size for path in output.iterdir())
   print(f'wrote {output}: {size / 1e6:,.1f} MB')
 

@@ -5,13 +5,12 @@ a run gets on what it held out (run:validation, run:test), whatever its task.
 """
 
 import functools
-import json
 import pathlib
 from typing import Any
 
 from absl import flags
 
-from gpt_jax import cli, config, errors, progress, user_cache, validation
+from gpt_jax import atomic, cli, config, errors, progress, user_cache, validation
 
 # Config keys and arguments that errors name -> flags of this command.
 ALIASES = {'data.source': 'data', 'tokens': 'data'}
@@ -39,6 +38,7 @@ def define_flags() -> flags.FlagValues:
 
 def main(values: flags.FlagValues) -> None:
   _check(values)
+  from gpt_jax import oom
   from gpt_jax.evaluation import hellaswag, lambada, scoring  # slow, so after the flags are checked
   from gpt_jax.generation import language_model
 
@@ -46,7 +46,7 @@ def main(values: flags.FlagValues) -> None:
   task, _, path = values.data.partition(':')
   model: Any
   result: Any
-  with progress.Bar() as bar:
+  with progress.Bar() as bar, oom.oom_as_user_error('lower `batch_size`'):
     if task == 'run':
       from gpt_jax.training import held_out
       from gpt_jax.weights import saved_model
@@ -67,11 +67,7 @@ def main(values: flags.FlagValues) -> None:
     print(f'{name:<16}{value}')
   if values.json:
     about = {'model': values.model, 'step': model.step, 'data': values.data, 'task': task}
-    text = json.dumps(about | vars(result), indent=2) + '\n'
-    try:
-      pathlib.Path(values.json).write_text(text, encoding='utf-8')  # which may be /dev/stdout
-    except OSError as e:
-      raise errors.UserError('json', f'{values.json} cannot be written ({e.strerror or e})') from e
+    atomic.write_json(pathlib.Path(values.json), about | vars(result))  # it may be /dev/stdout
 
 
 def _check(values: flags.FlagValues) -> None:
@@ -90,6 +86,8 @@ def _check(values: flags.FlagValues) -> None:
         found.append(errors.UserError(name, 'is only for texts', f'omit it for {values.data}'))
   if values.dtype != 'auto' and values.data.startswith('run:'):
     found.append(errors.UserError('dtype', 'is only for texts and questions', 'omit it for a run'))
+  if values.json and pathlib.Path(values.json).is_dir():
+    found.append(errors.UserError('json', f'{values.json} is a folder', 'name a file'))
   if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():
     found.append(errors.UserError('json', f'the folder of {values.json} does not exist'))
   errors.raise_all(found)

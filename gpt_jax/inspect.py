@@ -52,16 +52,15 @@ def main(values: flags.FlagValues) -> None:
   names, request = _check(values)
   from gpt_jax.downstream import pictures  # slow, so after the checks
 
-  with cli.output():
-    for name in [name for name in _ALONE if name in names]:
-      _write(values, f'{name}.png', pictures.png(getattr(pictures, name)()))
-    if set(_OF_MODEL) & names:
-      _look(values, names, request)
+  for name in [name for name in _ALONE if name in names]:
+    _write(values, f'{name}.png', pictures.png(getattr(pictures, name)()))
+  if set(_OF_MODEL) & names:
+    _look(values, names, request)
 
 
 def _check(values: flags.FlagValues) -> 'tuple[set[str], options.Request]':
   """Returns what to show and how to generate; raises `UserError` if it is wrong for any model."""
-  from gpt_jax.generation import options, parsing  # neither imports JAX
+  from gpt_jax.generation import options  # neither imports JAX
 
   names, found = set(values.picture.split(',') if values.picture else _OF_MODEL), []
   for name in sorted(names - {*_OF_MODEL, *_ALONE}):
@@ -74,7 +73,7 @@ def _check(values: flags.FlagValues) -> 'tuple[set[str], options.Request]':
     found.append(errors.UserError('model', 'must be given', 'for example runs/quickstart'))
   if not values.prompt and names & {*_OF_PROMPT, '' if values.data else 'loss'}:
     found.append(errors.UserError('prompt', 'is empty', 'give a text to look at'))
-  if not parsing.is_utf8(values.prompt):
+  if not knobs.is_utf8(values.prompt):
     found.append(errors.UserError('prompt', 'is not UTF-8'))
   settings: dict[str, Any] = {name: values[name].value for name in _SETTINGS}
   try:
@@ -201,15 +200,12 @@ def _spell(tokenizer: Any, token: int) -> str:
 
 
 def _write(values: flags.FlagValues, name: str, content: bytes) -> None:
-  """Writes a file and says so; raises `UserError`."""
+  """Writes a file and says so."""
   model = pathlib.Path(values.model or '')
   run = model.parents[1].name if model.parent.name == 'checkpoints' else ''
   folder = pathlib.Path(values.output or pathlib.Path('pictures', run, model.name))
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_bytes(folder / name, content)
-  except OSError as e:
-    raise errors.UserError('output', f'{folder} cannot be written ({e.strerror})') from e
+  folder.mkdir(parents=True, exist_ok=True)
+  atomic.write_bytes(folder / name, content)
   print(f'wrote {folder / name}')
 
 

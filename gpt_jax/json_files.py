@@ -20,8 +20,11 @@ def read_bytes(path: pathlib.Path) -> bytes:
 
 def read(path: pathlib.Path) -> dict[str, Any]:
   """Returns the object in a JSON file; raises `UserError` unless it holds one, in UTF-8."""
+  data = read_bytes(path)
   try:
-    values = json.loads(read_bytes(path).decode())
+    values = json.loads(data.decode())
+    if b'\\ud' in data.lower():
+      json.dumps(values, ensure_ascii=False).encode()  # raises for a half of a character
   except (ValueError, RecursionError) as e:
     raise errors.UserError(str(path), f'is damaged ({e})', 'restore it or get it again') from e
   if not isinstance(values, dict):

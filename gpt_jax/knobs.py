@@ -19,6 +19,7 @@ _HOLDS: dict[str, Callable[[Any, float], bool]] = {
   'at_most': operator.le,
   'below': operator.lt,
 }
+_MOST = 2**31 - 1  # what a program can count, unless a knob declares less or more
 _EXPECTED = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
 
 
@@ -87,20 +88,41 @@ def problems(knob: Knob) -> Iterator[errors.UserError]:
   if isinstance(value, float) and not math.isfinite(value):
     yield errors.UserError(knob.key, f'{value} must be a finite number')
     return
+  if isinstance(value, str) and not is_utf8(value):
+    yield errors.UserError(knob.key, f'{value!r} is not UTF-8')
   choices = knob.field.metadata['choices']
   if choices and value not in choices:
     hint = suggestion(value, choices)
     yield errors.UserError(knob.key, f'{value!r} must be one of {", ".join(choices)}', hint)
   limits = knob.field.metadata['limits']
+  if wanted is int and not any(words == 'at most' for _, words, _ in limits) and value > _MOST:
+    yield errors.UserError(knob.key, f'{value} must be at most {_MOST}')
   if not all(holds(value, limit) for limit, _, holds in limits):
     allowed = ' and '.join(f'{words} {limit}' for limit, words, _ in limits)
     yield errors.UserError(knob.key, f'{value} must be {allowed}')
 
 
+def is_utf8(text: str) -> bool:
+  """Returns whether text from the terminal was UTF-8: Python keeps other bytes as surrogates."""
+  return not any('\ud800' <= character <= '\udfff' for character in text)
+
+
 def suggestion(given: str, known: Iterable[str]) -> str:
   """Returns 'did you mean X?' for the nearest of the `known` names, or an empty string."""
-  known = list(known)
-  near = difflib.get_close_matches(given, known, n=1, cutoff=0.75)
-  near = near or [k for k in known if k.rpartition('.')[2] == given.rpartition('.')[2]]
-  near = near or difflib.get_close_matches(given, known, n=1)
-  return f'did you mean `{near[0]}`?' if near else ''
+  by_last: dict[str, list[str]] = {}
+  for name in known:
+    by_last.setdefault(name.rpartition('.')[2], []).append(name)
+  section, _, last = given.rpartition('.')
+  whole = [name for names in by_last.values() for name in names]
+  short = [key for key in by_last if last and _initials(key) == last]
+  initials = [name for key in short for name in by_last[key] if section in name]
+  near = initials or difflib.get_close_matches(given, whole, n=1, cutoff=0.75)
+  near = near or by_last.get(last, [])[:1] or difflib.get_close_matches(given, whole, n=1)
+  near = near or [by_last[k][0] for k in difflib.get_close_matches(last, by_last, n=1)]
+  return f'did you mean {" or ".join(f"`{name}`" for name in near)}?' if near else ''
+
+
+def _initials(name: str) -> str:
+  """Returns lr of learning_rate; nothing of a single word."""
+  words = name.split('_')
+  return ''.join(word[:1] for word in words) if len(words) > 1 else ''

@@ -1,6 +1,7 @@
-"""Reports running out of device memory as a user error."""
+"""Reports running out of memory as a user error: before anything slow if it is certain."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 
 import jax
@@ -10,16 +11,26 @@ from gpt_jax import errors
 
 @contextlib.contextmanager
 def oom_as_user_error(fix: str | Callable[[], str]) -> Iterator[None]:
-  """Turns XLA's out-of-memory errors inside the `with` block into a `UserError` with this fix.
+  """Turns out-of-memory errors inside the `with` block into a `UserError` with this fix.
 
   A function is called only then.
   """
   try:
     yield
-  except jax.errors.JaxRuntimeError as e:
+  except (MemoryError, jax.errors.JaxRuntimeError) as e:
     # GPUs and TPUs report the first, the CPU the second.
-    if 'RESOURCE_EXHAUSTED' not in str(e) and 'Out of memory' not in str(e):
+    of_device = 'RESOURCE_EXHAUSTED' in str(e) or 'Out of memory' in str(e)
+    if not of_device and not isinstance(e, MemoryError):
       raise
-    detail = str(e).splitlines()[0][:200]
+    detail = (str(e).splitlines() or ['Python gets no more'])[0][:200]
     fix = fix if isinstance(fix, str) else fix()
-    raise errors.UserError('out of device memory', detail, fix) from e
+    raise errors.UserError(f'out of {"device " * of_device}memory', detail, fix) from e
+
+
+def check(key: str, what: str, size: float) -> None:
+  """Raises `UserError` at `key` if `what` needs `size` bytes of a device that has fewer."""
+  limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+  limit = limit or os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  if size > limit:
+    need = f'at least {size / 2**30:,.0f} GiB, and a device has {limit / 2**30:,.1f}'
+    raise errors.UserError(key, f'{what} need {need}', 'lower it')

@@ -50,9 +50,8 @@ def main(values: flags.FlagValues, paths: list[str]) -> None:
     note = 'their tokenizers differ, so their losses per token cannot be compared'
     print(note, file=sys.stderr)
   _draw(runs, output)
-  with cli.output():
-    print(overview.table([_HEAD, *(_row(name, run) for name, run in runs.items())]))
-    print(f'wrote {output}')
+  print(overview.table([_HEAD, *(_row(name, run) for name, run in runs.items())]))
+  print(f'wrote {output}')
 
 
 def _draw(runs: 'dict[str, overview.Overview]', output: pathlib.Path) -> None:
@@ -60,10 +59,7 @@ def _draw(runs: 'dict[str, overview.Overview]', output: pathlib.Path) -> None:
 
   lines = {name: run.lines for name, run in runs.items()}
   classify = any(run.config.model.classes for run in runs.values())
-  try:
-    plot.compare(lines, output, key='val/accuracy' if classify else 'val/loss')
-  except OSError as e:
-    raise errors.UserError('output', f'{output} cannot be written ({e.strerror})') from e
+  plot.compare(lines, output, key='val/accuracy' if classify else 'val/loss')
 
 
 def _row(name: str, run: 'overview.Overview') -> tuple[str, ...]:

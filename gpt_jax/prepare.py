@@ -9,7 +9,7 @@ import time
 
 from absl import flags
 
-from gpt_jax import cli, shutdown
+from gpt_jax import cli, progress, shutdown
 from gpt_jax import config as config_lib
 
 
@@ -22,10 +22,9 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(flag_values: flags.FlagValues, config: config_lib.Config) -> None:
-  from gpt_jax import progress  # slow to import: after the flags are known to be valid
-  from gpt_jax.data import prepare, store
-
   with shutdown.Guard() as stop, progress.Bar(keep=True, check=stop.check) as bar:
+    from gpt_jax.data import prepare, store  # slow: after the flags are known to be valid
+
     start = time.monotonic()
     prepared = prepare.prepare(config.data, progress=bar.show)
     seconds = time.monotonic() - start
@@ -48,4 +47,4 @@ def main(flag_values: flags.FlagValues, config: config_lib.Config) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, takes_config=True)
+  cli.run(main, define_flags(), doc=__doc__, takes_config=True, reports=True)

@@ -53,13 +53,12 @@ def main(values: flags.FlagValues) -> None:
     except errors.UserError as e:
       row, state = ['', '', '', ''], f'damaged: {e}'
     rows.append((path.name, *row, *_size_and_age(path), state))
-  with cli.output():
-    print(overview.table(rows))
-    for task in sorted({run.config.task for run in found.values()}):
-      of_task = {name: run for name, run in found.items() if run.config.task == task}
-      if differences := _differences(of_task):
-        print(f'\n{task}: they differ in')
-        print(overview.table(differences))
+  print(overview.table(rows))
+  for task in sorted({run.config.task for run in found.values()}):
+    of_task = {name: run for name, run in found.items() if run.config.task == task}
+    if differences := _differences(of_task):
+      print(f'\n{task}: they differ in')
+      print(overview.table(differences))
 
 
 def _state(run: 'overview.Overview') -> str:

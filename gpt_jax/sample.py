@@ -64,31 +64,28 @@ def main(values: flags.FlagValues) -> None:
   prompts = [('prompt', values.prompt)]
   if values.prompts is not None:
     prompts = parsing.read_lines(values.prompts, key='prompts', kind='prompt')
-  with cli.output():
-    began = time.monotonic()
-    if sys.stderr and sys.stderr.isatty():
-      print(f'loading {values.model} …', file=sys.stderr)
-    from gpt_jax.generation import interactive, language_model  # slow, so after the checks
+  began = time.monotonic()
+  if sys.stderr and sys.stderr.isatty():
+    print(f'loading {values.model} …', file=sys.stderr)
+  from gpt_jax.generation import interactive, language_model  # slow, so after the checks
 
-    user_cache.enable_compilation_cache()
-    load = functools.partial(language_model.load, dtype=values.dtype, mesh=cli.mesh(values))
-    model = load(values.model)
-    if values.draft:
-      request = dataclasses.replace(request, draft=load(values.draft))
-    if model.tokenizer is None:
-      raise errors.UserError('model', 'has no tokenizer', 'put its tokenizer.json there')
-    step = '' if model.step is None else f', step {model.step}'
-    print(f'{values.model}{step}', file=sys.stderr)
-    if values.interactive:
-      interactive.run(
-        model, request, report=lambda e: print(cli.render(e, values), file=sys.stderr)
-      )
-      return
-    times = [time.monotonic()]
-    samples = _generate(model, prompts, request, values, times)
-    interactive.report_shifts(max(s.context_shifts for s in samples), model.config.block_size)
-    if values.stats:
-      print(_stats(began, times, samples, draft=bool(values.draft)), file=sys.stderr)
+  user_cache.enable_compilation_cache()
+  load = functools.partial(language_model.load, dtype=values.dtype, mesh=cli.mesh(values))
+  model = load(values.model)
+  if values.draft:
+    request = dataclasses.replace(request, draft=load(values.draft))
+  if model.tokenizer is None:
+    raise errors.UserError('model', 'has no tokenizer', 'put its tokenizer.json there')
+  step = '' if model.step is None else f', step {model.step}'
+  print(f'{values.model}{step}', file=sys.stderr)
+  if values.interactive:
+    interactive.run(model, request, report=lambda e: print(cli.render(e, values), file=sys.stderr))
+    return
+  times = [time.monotonic()]
+  samples = _generate(model, prompts, request, values, times)
+  interactive.report_shifts(max(s.context_shifts for s in samples), model.config.block_size)
+  if values.stats:
+    print(_stats(began, times, samples, draft=bool(values.draft)), file=sys.stderr)
 
 
 def _parse(values: flags.FlagValues) -> 'options.Request':
@@ -102,7 +99,7 @@ def _parse(values: flags.FlagValues) -> 'options.Request':
     found.append(errors.UserError('num_samples', f'{values.num_samples} must be at least 1'))
   if values.log_probs and not values.json:
     found.append(errors.UserError('log_probs', 'needs `json`'))
-  if not parsing.is_utf8(values.prompt):
+  if not knobs.is_utf8(values.prompt):
     found.append(errors.UserError('prompt', 'is not UTF-8', 'put it into a file for `prompts`'))
   if values['prompt'].present and values['prompts'].present:
     found.append(errors.UserError('prompt', 'cannot be combined with `prompts`'))
@@ -138,6 +135,10 @@ def _generate(
   from gpt_jax import oom
   from gpt_jax.generation import interactive
 
+  count = len(prompts) * values.num_samples
+  # Their keys and values, of 16 bits at least; and what Python remembers of each.
+  size = 4 * model.config.n_layer * model.config.hidden_width + 1000
+  oom.check('num_samples', f'{count} texts', count * size)
   places = [place for place, _ in prompts for _ in range(values.num_samples)]
   texts = [text for _, text in prompts for _ in range(values.num_samples)]
 

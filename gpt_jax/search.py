@@ -44,31 +44,30 @@ def define_flags() -> flags.FlagValues:
 
 def main(values: flags.FlagValues) -> None:
   queries = _check(values)
-  with cli.output():
-    from gpt_jax.downstream import search  # slow, so after the checks
-    from gpt_jax.generation import language_model
+  from gpt_jax.downstream import search  # slow, so after the checks
+  from gpt_jax.generation import language_model
 
-    user_cache.enable_compilation_cache()
-    model = language_model.load(values.model)
-    corpus = _corpus(values)  # after the model: TFDS tries for minutes to find what is missing
-    made_of = search.identity(model, corpus, pooling=values.pooling)
-    path = pathlib.Path(values.index or user_cache.folder() / 'search' / _name(values, made_of))
-    if not path.exists():
-      began = time.monotonic()
-      with progress.Bar() as bar:
-        options: Any = {'invalid_utf8': values.invalid_utf8, 'progress': bar.show}
-        search.build(path, model, corpus, made_of, **options)
-      print(f'made the index in {time.monotonic() - began:.1f} s: {path}', file=sys.stderr)
-    index = search.open_index(path, made_of)
+  user_cache.enable_compilation_cache()
+  model = language_model.load(values.model)
+  corpus = _corpus(values)  # after the model: TFDS tries for minutes to find what is missing
+  made_of = search.identity(model, corpus, pooling=values.pooling)
+  path = pathlib.Path(values.index or user_cache.folder() / 'search' / _name(values, made_of))
+  if not path.exists():
     began = time.monotonic()
-    found = index.search(model, [text for _, text in queries], top=values.top)
-    seconds = time.monotonic() - began
-    print(f'searched {len(index.documents):,} documents in {seconds:.3f} s', file=sys.stderr)
-    for (_, query), hits in zip(queries, found, strict=True):
-      print(f'{query}')
-      for rank, hit in enumerate(hits, 1):
-        print(f'{rank:>3}  {hit.score:.3f}  {hit.place}')
-        print(textwrap.indent(textwrap.fill(hit.snippet, 90), ' ' * 5))
+    with progress.Bar() as bar:
+      options: Any = {'invalid_utf8': values.invalid_utf8, 'progress': bar.show}
+      search.build(path, model, corpus, made_of, **options)
+    print(f'made the index in {time.monotonic() - began:.1f} s: {path}', file=sys.stderr)
+  index = search.open_index(path, made_of)
+  began = time.monotonic()
+  found = index.search(model, [text for _, text in queries], top=values.top)
+  seconds = time.monotonic() - began
+  print(f'searched {len(index.documents):,} documents in {seconds:.3f} s', file=sys.stderr)
+  for (_, query), hits in zip(queries, found, strict=True):
+    print(f'{query}')
+    for rank, hit in enumerate(hits, 1):
+      print(f'{rank:>3}  {hit.score:.3f}  {hit.place}')
+      print(textwrap.indent(textwrap.fill(hit.snippet, 90), ' ' * 5))
 
 
 def _check(values: flags.FlagValues) -> list[tuple[str, str]]:
@@ -92,7 +91,7 @@ def _check(values: flags.FlagValues) -> list[tuple[str, str]]:
   if values.queries is not None:
     queries += parsing.read_lines(values.queries, key='queries', kind='query')
   for place, text in queries:
-    if not text.strip() or not parsing.is_utf8(text):
+    if not text.strip() or not knobs.is_utf8(text):
       found.append(errors.UserError(place, 'is not UTF-8' if text.strip() else 'is empty'))
   errors.raise_all(found)
   return queries

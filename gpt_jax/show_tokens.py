@@ -55,8 +55,7 @@ def main(values: flags.FlagValues) -> None:
     lines = [''.join(_colored(pieces)), ' '.join(_colored(numbers)), summary]
   else:
     lines = ['│'.join(pieces), ' '.join(numbers), summary]
-  with cli.output():
-    print('\n'.join(filter(None, lines)), end='\n' if ids or not values.ids else '')
+  print('\n'.join(filter(None, lines)), end='\n' if ids or not values.ids else '')
 
 
 def visible(token: bytes) -> str:

@@ -2,7 +2,8 @@
 
 Prints what it will do, trains, and leaves checkpoints, metrics.jsonl and loss.png in the workdir.
 The same command again resumes. Exit codes: 0 finished, 2 user error, 75 stopped early with its
-state saved (SIGTERM or Ctrl-C).
+state saved (SIGTERM or Ctrl-C; during a compilation, when it ends), 130 or 143 at once, by a second
+one. The run goes on if nobody reads its output any more.
 """
 
 import os
@@ -10,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from gpt_jax import cli
+from gpt_jax import cli, errors, knobs, shutdown
 from gpt_jax import config as config_lib
 
 
@@ -25,6 +26,8 @@ def define_flags() -> flags.FlagValues:
 
 def main(flag_values: flags.FlagValues, config: config_lib.Config) -> None:
   """Trains in the folder that the flags name."""
+  if not knobs.is_utf8(flag_values.workdir or ''):
+    raise errors.UserError('workdir', 'is not UTF-8', 'choose another')
   train(config, flag_values.workdir or f'runs/{pathlib.Path(flag_values.config).stem}')
 
 
@@ -35,8 +38,15 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     UserError: The config, the text, the devices or the folder doesn't allow it.
     Stopped: SIGTERM or SIGINT came; the state is saved.
   """
+  with shutdown.Guard() as guard:
+    _train(config, workdir, guard)
+
+
+def _train(
+  config: config_lib.Config, workdir: str | os.PathLike[str], guard: shutdown.Guard
+) -> None:
   # Slow to import, so only once the flags are known to be valid.
-  from gpt_jax import oom, shutdown, user_cache
+  from gpt_jax import oom, user_cache
   from gpt_jax.data import loader
   from gpt_jax.parallel import mesh as mesh_lib
   from gpt_jax.parallel import processes
@@ -44,11 +54,8 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
   from gpt_jax.training import run as run_lib
   from gpt_jax.weights import saved_model
 
-  with (
-    shutdown.Guard() as guard,
-    processes.joined(config),
-    lock.locked(pathlib.Path(workdir)),
-  ):
+  with processes.joined(config), lock.locked(pathlib.Path(workdir)):
+    guard.check()
     user_cache.enable_compilation_cache()
     run = run_lib.Run(workdir)
     run.check(config)
@@ -57,6 +64,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
       print(report.result(metrics.read(run.metrics), run))
       return
     mesh = mesh_lib.make_mesh(config)
+    program.check_memory(config, mesh)
     starts_from = config.init_from if run.step is None else ''
     pretrained = saved_model.open_model(starts_from) if starts_from else None
     data = processes.in_turn(lambda: loader.open_data(config, check=guard.check))
@@ -67,6 +75,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     run.start(config, data)
     built = program.build(config, mesh)
     report.summarize(built, data, run)
+    guard.check()
     with oom.oom_as_user_error(lambda: fit.advice(built)):
       compiled = report.compile_program(built, attention=attention)
       fit.check(compiled)
@@ -75,4 +84,4 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, takes_config=True)
+  cli.run(main, define_flags(), doc=__doc__, takes_config=True, reports=True)

@@ -1,5 +1,6 @@
 """A file appears whole or not at all."""
 
+import errno
 import json
 import os
 
@@ -27,3 +28,20 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     file.write(b'half of the n')
     raise ZeroDivisionError
   assert path.read_bytes() == b'old' and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_written_and_stays_what_it_is(tmp_path):
+  pipe = tmp_path / 'pipe'
+  os.mkfifo(pipe)
+  with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), 'rb') as reader:
+    atomic.write_bytes(pipe, b'new')
+    assert reader.read() == b'new' and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+
+
+def test_an_error_names_the_file(tmp_path):
+  with pytest.raises(OSError, match='No space') as e, atomic.open_file(tmp_path / 'a.bin'):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  assert e.value.filename == str(tmp_path / 'a.bin')
+  with pytest.raises(FileNotFoundError) as e:
+    atomic.write_bytes(tmp_path / 'none' / 'a.bin', b'')
+  assert e.value.filename == str(tmp_path / 'none' / 'a.bin')

@@ -1,5 +1,6 @@
 """The command line is typed, its mistakes are reported together, and neither needs JAX."""
 
+import errno
 import pathlib
 import subprocess
 import sys
@@ -265,9 +266,7 @@ def test_help_names_every_flag_and_key_before_jax_is_imported(command):
 @pytest.mark.parametrize('flag', ['--help', '-h', '-help', '--helpfull'])
 def test_help_has_the_documentation_of_every_key(flag, monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['train', flag])
-  with pytest.raises(SystemExit) as e:
-    cli.run(train.main, train.define_flags(), doc='What it does.', takes_config=True)
-  assert e.value.code == 0
+  cli.run(train.main, train.define_flags(), doc='What it does.', takes_config=True)
   text = ' '.join(capsys.readouterr().out.split())
   assert text.startswith('What it does.')
   for knob in knobs.knobs(config_lib.Config()):
@@ -281,6 +280,22 @@ def test_help_has_the_documentation_of_every_key(flag, monkeypatch, capsys):
     (errors.UserError('x', 'bad', 'fix it'), 2, 'error: x: bad; fix it\n'),
     (errors.Stopped('run it again'), 75, 'run it again\n'),
     (KeyboardInterrupt(), 130, ''),
+    (BrokenPipeError(), 0, ''),
+    (
+      OSError(errno.ENOSPC, 'No space', 'a/b'),
+      2,
+      'error: a/b: cannot be used (No space); free some space, or use another disk\n',
+    ),
+    (
+      OSError(errno.EROFS, 'Read-only', 'a/b'),
+      2,
+      'error: a/b: cannot be used (Read-only); use another place\n',
+    ),
+    (
+      FileNotFoundError(errno.ENOENT, 'No such file'),
+      2,
+      'error: the current folder: cannot be used (No such file); is it, or its folder, there?\n',
+    ),
   ],
 )
 def test_the_exit_code_says_how_a_command_ended(error, code, message, monkeypatch, capsys):
@@ -293,8 +308,9 @@ def test_the_exit_code_says_how_a_command_ended(error, code, message, monkeypatc
 
 def test_a_finished_command_returns_and_a_defect_is_not_hidden(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['command'])
-  main = mock.Mock(side_effect=[None, ZeroDivisionError])
+  main = mock.Mock(side_effect=[None, ZeroDivisionError, OSError(errno.EBADF, 'no name')])
   cli.run(main, flags.FlagValues(), doc='')
   assert main.call_count == 1
-  with pytest.raises(ZeroDivisionError):
-    cli.run(main, flags.FlagValues(), doc='')
+  for defect in (ZeroDivisionError, OSError):
+    with pytest.raises(defect):
+      cli.run(main, flags.FlagValues(), doc='')

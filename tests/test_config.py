@@ -95,6 +95,15 @@ def test_a_number_that_is_not_finite_is_refused(key, value):
   assert _problems_of(key, _with({key: value}))
 
 
+@pytest.mark.parametrize('key', [k for k in _KNOBS if _KNOBS[k].field.type is int])
+def test_a_number_that_no_program_counts_to_is_refused(key):
+  assert _problems_of(key, _with({key: 10**20}))
+
+
+def test_text_that_is_not_utf_8_is_refused():
+  assert _problems_of('data.source', _with({'data.source': 'text:\udcff'}))
+
+
 # Values that break a rule between keys, and the key that is at fault; values that keep them.
 _LSTM = {'model.kind': 'lstm', 'model.tie_embeddings': False, 'model.n_head': 7}
 _CLASSIFY = {'task': 'classify', 'data.label_field': 'label'}
@@ -210,6 +219,9 @@ def test_every_value_of_another_type_is_reported_and_none_crashes(values):
     ('train.n_layer', 'model.n_layer'),
     ('learning_rate', 'optimizer.learning_rate'),
     ('train.batchsize', 'train.batch_size'),
+    ('optimizer.lr', 'optimizer.learning_rate'),
+    ('optimizer.wd', 'optimizer.weight_decay'),
+    ('max_steps', 'train.steps'),
     ('zzzzqqqq', '--help'),
   ],
 )

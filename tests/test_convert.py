@@ -35,8 +35,10 @@ def test_an_output_that_exists_or_cannot_be_written_is_refused(run, tmp_path):
   folder, file = tmp_path / 'folder', tmp_path / 'file'
   folder.mkdir()
   file.write_text('mine')
-  for model, output in (('not read', folder), ('not read', file), (run, file / 'new')):
-    error = raised.user_error(_convert, f'--model={model}', f'--output={output}')
+  for output in (folder, file):
+    error = raised.user_error(_convert, '--model=not read', f'--output={output}')
     assert error.key == 'output' and str(output) in str(error)
+  with pytest.raises(OSError, match=str(file / 'new')):
+    _convert(f'--model={run}', f'--output={file / "new"}')
   assert not list(folder.iterdir()) and file.read_text() == 'mine'
   assert [each.key for each in raised.user_error(_convert).all] == ['model', 'output']

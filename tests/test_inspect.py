@@ -199,8 +199,6 @@ def test_a_prompt_of_one_token_has_no_loss(command):
     (['--prompt=\udcff'], ['prompt']),
     ([PROMPT, '--data=text:nonesuch'], ['data.source']),
     (['--picture=loss', '--data=jsonl:file'], ['tokens']),
-    ([PROMPT, '--picture=attention', '--output=/proc/pictures'], ['output']),
-    (['--picture=mask', '--output=file/pictures'], ['output']),
   ],
 )
 def test_mistakes_are_named_and_nothing_is_written(command, tmp_path, args, keys):
@@ -209,6 +207,16 @@ def test_mistakes_are_named_and_nothing_is_written(command, tmp_path, args, keys
   assert sorted(each.key for each in error.all) == sorted(keys)
   message = cli.render(error, inspect.define_flags(), aliases=inspect.ALIASES)
   assert 'data.source' not in message and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+  ('args', 'output'),
+  [([PROMPT, '--picture=attention'], '/proc/pictures'), (['--picture=mask'], 'file/pictures')],
+)
+def test_an_output_that_cannot_be_written_is_named(command, tmp_path, args, output):
+  (tmp_path / 'file').touch()
+  with pytest.raises(OSError, match=output):
+    command(*args, f'--output={output}')
 
 
 def test_a_prompt_is_at_most_what_a_map_can_show(command, monkeypatch):

@@ -50,7 +50,13 @@ def _write_inputs(folder):
     'hellaswag.jsonl': '{"ctx": "some", "endings": ["text"], "label": 0}\n',
     'lambada.jsonl': '{"text": "some"}\n',
   }
+  gpt2 = {'model_type': 'gpt2', 'n_layer': 1, 'n_head': 2, 'n_embd': 8, 'n_positions': 8}
+  gpt2_json, index = json.dumps(gpt2 | {'vocab_size': 13}), {'weight_map': {'wte': 'a.safetensors'}}
+  texts |= {'pickle/config.json': gpt2_json, 'pickle/pytorch_model.bin': ''}
+  texts |= {'index/config.json': gpt2_json, 'index/model.safetensors.index.json': json.dumps(index)}
+  texts |= {'untyped/config.json': '{}', 'untyped/model.safetensors': ''}
   for name, content in texts.items():
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(content)
   (folder / 'latin1.txt').write_bytes('café au lait'.encode('latin-1'))
   pq.write_table(pa.table({'content': ['some text'] * 9}), folder / 'column.parquet')
@@ -110,12 +116,18 @@ def _edit_config(**values):
   path.write_text(json.dumps(config))
 
 
+def _replace_by_a_folder(path):
+  path.unlink()
+  path.mkdir()
+
+
 def _empty_arrays():
   for path in pathlib.Path('run/checkpoints/2/params').rglob('d/*'):
     path.write_bytes(b'')
 
 
 _CONFIG_JSON, _TOKENIZER_JSON = pathlib.Path('run/config.json'), pathlib.Path('run/tokenizer.json')
+_METRICS = pathlib.Path('run/metrics.jsonl')
 
 # What is done to the files of the trained run before a command is run, by name.
 _DAMAGE = {
@@ -136,6 +148,9 @@ _DAMAGE = {
   'the tokenizer.json of another run': lambda: _TOKENIZER_JSON.write_text(
     '{"kind": "char", "characters": "\\n aefhlmnorstxQ"}'
   ),
+  'a tokenizer.json of no known kind': lambda: _TOKENIZER_JSON.write_text('{"kind": "unigram"}'),
+  'a step of text in metrics.jsonl': lambda: _METRICS.write_text('{"step": "1"}\n'),
+  'a folder for metrics.jsonl': lambda: _replace_by_a_folder(_METRICS),
   'no arrays': _empty_arrays,
 }
 
@@ -181,6 +196,11 @@ _CASES = [
   train --config.train.seed=99999999999999999999
   train --config.mesh.data=3
   train --config.train.batch_size=7
+  train --config.train.steps=99999999999999999999
+  train --config.model.n_embd=16777216
+  train --config.train.batch_size=1000000000
+  train --config.mesh.cpu_devices=100000
+  train --config.optimizer.lr=1 --steps=5 --lr=1 --batchsize=4
   train --config.mesh.data=0 --config.optimizer.clip=-1 --config.modle.n_head=1 x
   train --workdir=text.txt
   train --workdir=text.txt/a/run
@@ -189,11 +209,16 @@ _CASES = [
   train --workdir=run --config.train.steps=3
   train --workdir=run --config.data.seed=1 --config.optimizer.clip=2 --config.train.log_every=3
   train --workdir=run # no config.json
+  train --workdir=run # a step of text in metrics.jsonl
+  train --workdir=run # a folder for metrics.jsonl
   train --config.init_from=text.txt
   train --config.init_from=run --config.model.n_embd=16
   train --config.init_from=run --config.data.source=text:other.txt
   sample
   sample --model=nonesuch
+  sample --model=pickle
+  sample --model=index
+  sample --model=untyped
   sample --model=.
   sample --model=text.txt/run
   sample --model=run # no checkpoints
@@ -203,6 +228,7 @@ _CASES = [
   sample --model=run # a binary config.json
   sample --model=run # a binary tokenizer.json
   sample --model=run # a misspelt key in config.json
+  sample --model=run # a tokenizer.json of no known kind
   sample --model=run # no tokenizer.json
   sample --model=run # no config.json
   sample --model=run # the config.json of another run
@@ -217,6 +243,7 @@ _CASES = [
   sample --model=run --prompt=x --prompts=prompts.txt
   sample --model=run --max_new_tokens=0
   sample --model=run --num_samples=0
+  sample --model=run --num_samples=1000000000
   sample --model=run --temperature=-1
   sample --model=run --temperature=nan
   sample --model=run --temperature=hot
@@ -224,7 +251,8 @@ _CASES = [
   sample --model=run --max_new_tokes=5
   sample --model=run some
   sample --model=run --num_beams=4 --max_new_tokens=50
-  sample --model=run --num_beams=4 --top_p=0.5
+  sample --model=run --num_beams=4 --top_p=0.5 --temperature=0.5
+  sample --model=run --length_penalty=2
   sample --model=run --stop='\q'
   sample --model=run --ban=some
   sample --model=run --logit_bias=s
@@ -244,10 +272,12 @@ _CASES = [
   evaluate --model=run --data=run:test --dtype=int8
   sample --model=run --dtype=int4
   evaluate --model=run --data=text:text.txt --json=none/x.json
+  evaluate --model=run --data=text:text.txt --json=/proc/x.json
   sample --model=classifier
   convert --model=classifier --output=exported
   convert --model=run
   convert --model=run --output=text.txt
+  convert --model=run --output=text.txt/x
   classify --model=run --text=some
   classify --model=classifier
   classify --model=classifier --text=' '
@@ -263,6 +293,8 @@ _CASES = [
   plot
   plot run nonesuch --outptu=x.png
   plot run classifier
+  plot run --output=/proc/x.png
+  plot run # a step of text in metrics.jsonl
   runs --folder=nonesuch
   bench
   bench trian --rows=0
@@ -311,6 +343,7 @@ def test_a_user_error_names_the_fix_and_changes_nothing(here, case, monkeypatch,
   message = capsys.readouterr().err.replace(os.getcwd(), 'HERE')
   message = re.sub('[0-9a-f]{32}', 'HASH', message)  # Orbax's names of files
   message = re.sub('-[0-9a-f]{12}', '-HASH', message)  # the name of a token store
+  message = re.sub('a device has [0-9.,]+', 'a device has MEMORY', message)
   message = message[message.index('error: ') :].strip() if 'error: ' in message else message
   assert code == 2, message
   assert 'Traceback' not in message and '\n\n' not in message

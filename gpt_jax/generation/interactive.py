@@ -7,8 +7,8 @@ import io
 import sys
 from collections.abc import Callable, Generator, Iterator
 
-from gpt_jax import errors, oom, user_cache
-from gpt_jax.generation import language_model, options, parsing, rows
+from gpt_jax import errors, knobs, oom, user_cache
+from gpt_jax.generation import language_model, options, rows
 
 OOM_FIX = 'lower `num_samples` or `max_new_tokens`, or give fewer prompts at a time'
 _HISTORY_LENGTH = 1000
@@ -58,7 +58,7 @@ def run(
     while True:
       try:
         prompt = input('> ' if on_terminal else '')
-        if not parsing.is_utf8(prompt):
+        if not knobs.is_utf8(prompt):
           raise errors.UserError('prompt', 'is not UTF-8')
         with oom.oom_as_user_error(OOM_FIX):
           sample = write(prompt, model.stream(prompt, request=request))

@@ -64,7 +64,7 @@ class LanguageModel:
       **arguments: Those of `options.make`: `max_new_tokens`, `temperature`, `stop` and so on. If
         some are invalid, `UserError` names all of them.
     """
-    request = request or options.make(**arguments)
+    request = _request(request, arguments)
     prompts = [prompts] if isinstance(prompts, str) else prompts
     ids = prompts_lib.encode_all(self.config, self.tokenizer, prompts)
     rows = [rows_lib.Row(i, self.tokenizer, stop=request.stop, log_probs=log_probs) for i in ids]
@@ -82,7 +82,7 @@ class LanguageModel:
     Parts never break a character. Arguments and errors, which come at once, are those of
     `generate`. The generator returns the `Sample`, the value of `yield from`.
     """
-    request = request or options.make(**arguments)
+    request = _request(request, arguments)
     if self.tokenizer is None:
       raise errors.UserError('prompt', 'the model has no tokenizer', 'use generate')
     row = rows_lib.Row(self.encode(prompt), self.tokenizer, stop=request.stop)
@@ -143,9 +143,10 @@ class LanguageModel:
     L is from 1 to `block_size`; each shape is compiled once. Raises `UserError` for other shapes
     or invalid ids.
     """
-    tokens_BL = np.asarray(tokens_BL)
+    tokens_BL = prompts_lib.as_array(tokens_BL)
     if tokens_BL.ndim != 2 or not tokens_BL.size:
-      raise errors.UserError('tokens_BL', f'shape {tokens_BL.shape} must be (batch, length)')
+      problem = 'must be lists of token ids, all of one length: (batch, length)'
+      raise errors.UserError('tokens_BL', problem)
     for row in tokens_BL:
       prompts_lib.check(self.config, row, key='tokens_BL')
     return _logits(models.make(self.config), self.params, tokens_BL.astype(np.int32))
@@ -170,8 +171,8 @@ class LanguageModel:
     Raises:
       UserError: A text or another argument is invalid.
     """
-    if batch_size < 1:
-      raise errors.UserError('batch_size', f'{batch_size} must be at least 1')
+    if not isinstance(batch_size, int) or batch_size < 1:
+      raise errors.UserError('batch_size', f'{batch_size!r} must be a whole number, at least 1')
     if pooling not in POOLINGS:
       raise errors.UserError('pooling', f'{pooling!r} must be one of {", ".join(POOLINGS)}')
     texts = [texts] if isinstance(texts, str) else texts
@@ -196,6 +197,15 @@ class LanguageModel:
     if pooling == 'mean':
       pooled /= np.array([[len(row)] for row in ids], np.float32).reshape(-1, 1)
     return pooled
+
+
+def _request(request: options.Request | None, arguments: dict[str, Any]) -> options.Request:
+  if request is None:
+    return options.make(**arguments)
+  if arguments or not isinstance(request, options.Request):
+    problem = 'must be what options.make returned, without other options'
+    raise errors.UserError('request', problem)
+  return request
 
 
 @functools.partial(jax.jit, static_argnames='model')
@@ -236,7 +246,7 @@ def load(
   if dtype not in _DTYPES:
     raise errors.UserError('dtype', f'{dtype!r} must be one of {", ".join(_DTYPES)}')
   saved = saved_model.open_model(path)
-  device = jax.devices()[0]
+  device = mesh_lib.find_devices()[0]
   if dtype == 'auto':
     dtype = 'float32' if device.platform == 'cpu' else saved.config.dtype
   # Decoding has its own attention, and the machine need not be the one that trained.
@@ -252,7 +262,7 @@ def load(
 
 def _sharded(model: config_lib.ModelConfig, mesh: config_lib.MeshConfig) -> Any:
   """Returns abstract parameters on the first devices, as many as the axes of `mesh` multiply to."""
-  devices = jax.devices()
+  devices = mesh_lib.find_devices()
   if mesh.data > 0:
     devices = devices[: mesh.data * mesh.fsdp * mesh.tensor]
   train = config_lib.TrainConfig(batch_size=len(devices) * mesh.fsdp)  # any that is divisible

@@ -2,7 +2,7 @@
 
 import dataclasses
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from gpt_jax.data import tokenizers
 from gpt_jax.generation import settings as settings_lib
 
 Token = str | int
+_DRAWS = ('temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'seed')
 _DEFAULTS = {knob.key: knob.value for knob in knobs.knobs(settings_lib.Settings())}
 
 
@@ -59,14 +60,31 @@ def make(
   if not invalid and least > most:
     problem = f'{least} must be at most `max_new_tokens` ({most})'
     invalid.append(errors.UserError('min_new_tokens', problem))
-  for name in ('top_p', 'min_p', 'typical_p', 'seed') if not invalid and beams > 1 else ():
+  for name in _DRAWS if not invalid and beams > 1 else ():
     if getattr(settings, name) != _DEFAULTS[name]:
       invalid.append(errors.UserError(name, 'cannot be combined with `num_beams`'))
-  if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
+  if not invalid and beams == 1 and settings.length_penalty != _DEFAULTS['length_penalty']:
+    invalid.append(errors.UserError('length_penalty', 'needs `num_beams` of 2 or more'))
+  if not _is_list(stop) or not all(isinstance(each, str) and each for each in stop):
     problem = f'{stop!r} must be a list of strings, none of them empty'
     invalid.append(errors.UserError('stop', problem))
+  if not _is_list(ban) or not all(map(_is_token, ban)):
+    problem = f'{ban!r} must be a list of tokens, as text or ids'
+    invalid.append(errors.UserError('ban', problem))
+  logit_bias = {} if logit_bias is None else logit_bias
+  if not isinstance(logit_bias, Mapping) or not all(map(_is_token, logit_bias)):
+    problem = f'{logit_bias!r} must be a dict of tokens, as text or ids, and numbers'
+    invalid.append(errors.UserError('logit_bias', problem))
   errors.raise_all(found + invalid)
-  return Request(settings, stop, ban, logit_bias or {}, draft)
+  return Request(settings, stop, ban, logit_bias, draft)
+
+
+def _is_list(given: Any) -> bool:
+  return isinstance(given, Collection) and not isinstance(given, str | bytes)
+
+
+def _is_token(given: Any) -> bool:
+  return isinstance(given, str | numbers.Integral) and not isinstance(given, bool)
 
 
 def bias(

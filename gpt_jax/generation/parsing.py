@@ -44,11 +44,6 @@ def bias(key: str, given: str) -> tuple[str | int, float]:
   return token(key, name), number
 
 
-def is_utf8(text: str) -> bool:
-  """Returns whether text from the terminal was UTF-8: Python keeps other bytes as surrogates."""
-  return not any('\ud800' <= character <= '\udfff' for character in text)
-
-
 def read_lines(path: str, *, key: str, kind: str) -> list[tuple[str, str]]:
   """Returns the place (FILE:LINE) and text of each line of a file, or of standard input for `-`.
 

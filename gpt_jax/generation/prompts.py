@@ -1,6 +1,7 @@
 """Prompts, as text or token ids: encoded and checked, all problems reported together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def encode(
       raise e.at(key) from e
     if tokenizer.bos_id is not None:
       prompt = np.concatenate([[tokenizer.bos_id], prompt])
-  ids_L = np.asarray(prompt)
+  ids_L = as_array(prompt)
   if ids_L.ndim != 1:
     raise errors.UserError(key, f'{prompt!r} must be text or a list of token ids')
   if not ids_L.size:
@@ -48,6 +49,9 @@ def encode_all(
   key: str = 'prompts',
 ) -> list[list[int]]:
   """Returns the token ids of all prompts; raises `UserError` at `key[i]` for invalid ones."""
+  if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | Mapping):
+    problem = f'{prompts!r} must be a list, of texts or of lists of token ids'
+    raise errors.UserError(key, problem)
   ids, found = [], []
   known: dict[str | int, list[int]] = {}  # a repeated text is encoded once
   for i, prompt in enumerate(prompts):
@@ -60,6 +64,14 @@ def encode_all(
       found.append(e)
   errors.raise_all(found)
   return ids
+
+
+def as_array(values: Any) -> np.ndarray:
+  """Returns an array of `values`; one without axes if their lengths differ."""
+  try:
+    return np.asarray(values)
+  except ValueError:
+    return np.array(None)
 
 
 def check(config: config_lib.ModelConfig, ids_L: np.ndarray, *, key: str) -> None:

@@ -29,6 +29,18 @@ def start(mesh: config_lib.MeshConfig) -> None:
     jax.config.update('jax_num_cpu_devices', mesh.cpu_devices)
 
 
+def find_devices() -> list[jax.Device]:
+  """Returns the devices of all processes; raises `UserError` if JAX finds none."""
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as e:  # the second without a message
+    problem = f'JAX has none ({str(e).splitlines()[0] if str(e) else "no such platform"})'
+    fix = 'pip install gpt_jax[cuda] or gpt_jax[tpu]'
+    if platforms := os.environ.get('JAX_PLATFORMS'):
+      fix += f', or unset JAX_PLATFORMS={platforms}'
+    raise errors.UserError('devices', problem, fix) from e
+
+
 def one_step_at_a_time() -> bool:
   """Returns whether a step must end before the next is dispatched: on several devices of CPUs.
 
@@ -59,7 +71,7 @@ def make_mesh(
     UserError: The axes don't multiply to the number of devices, or an axis doesn't divide what it
       shards.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = find_devices() if devices is None else devices
   wanted, count = config.mesh, len(devices)
   fixed = wanted.fsdp * wanted.tensor
   data = max(count // fixed, 1) if wanted.data == -1 else wanted.data

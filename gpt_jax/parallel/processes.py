@@ -41,6 +41,7 @@ def joined(config: config_lib.Config) -> Iterator[None]:
   """
   mesh_lib.start(config.mesh)
   _initialize(config.processes)
+  mesh_lib.find_devices()
   if not is_primary():
     progress.be_quiet()
   try:

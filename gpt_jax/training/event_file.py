@@ -10,6 +10,8 @@ import struct
 import time
 from collections.abc import Mapping
 
+from gpt_jax import atomic
+
 
 class EventFile:
   """A new event file."""
@@ -32,7 +34,7 @@ class EventFile:
   def _write(self, step: int, content: bytes) -> None:
     event = b'\x09' + struct.pack('<d', time.time()) + b'\x10' + _varint(step) + content
     parts = [struct.pack('<Q', len(event)), event]
-    with self._path.open('ab') as file:
+    with atomic.naming(self._path), self._path.open('ab') as file:
       file.write(b''.join(part + struct.pack('<I', _masked_crc32c(part)) for part in parts))
 
 

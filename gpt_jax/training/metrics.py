@@ -23,14 +23,28 @@ def read(path: pathlib.Path) -> list[Line]:
   """
   try:
     lines = path.read_text(encoding='utf-8').split('\n')[:-1]  # the rest is not a whole line
-    return [
-      {'step': values['step']} | {k: math.nan if v is None else v for k, v in values.items()}
-      for values in map(json.loads, lines)
-    ]
   except FileNotFoundError:
     return []
-  except (ValueError, TypeError, KeyError, AttributeError) as e:
-    raise errors.UserError(str(path), f'is damaged ({e})', 'fix it or move it away') from e
+  except (OSError, UnicodeDecodeError) as e:
+    problem = f'cannot be read ({e.strerror if isinstance(e, OSError) else e})'
+    raise errors.UserError(str(path), problem, 'restore it or move it away') from e
+  found = []
+  for number, line in enumerate(lines, 1):
+    try:
+      found.append(_parse(line))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+      problem = f'line {number} is damaged ({e})'
+      raise errors.UserError(str(path), problem, 'remove the line, or move the file away') from e
+  return found
+
+
+def _parse(text: str) -> Line:
+  """Returns the values of a line, the step first."""
+  line = {k: math.nan if v is None else v for k, v in json.loads(text).items()}
+  step: float = line['step']
+  if type(step) is not int or step < 0 or any(type(v) not in (int, float) for v in line.values()):
+    raise ValueError('step must be a number from 0 on, others numbers or null')
+  return {'step': step, **line}
 
 
 def column(lines: Iterable[Line], key: str) -> tuple[list[int], list[float]]:
@@ -92,7 +106,7 @@ class MetricsLog:
     line = {'step': step, **values, 'time': round(time.monotonic() - self._start, 3)}
     self.lines.append(line)
     if self._writes:
-      with self._path.open('a', encoding='utf-8') as file:
+      with atomic.naming(self._path), self._path.open('a', encoding='utf-8') as file:
         file.write(_to_json(line))
     if self._events:
       self._events.write(step, values)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import errors, knobs, models
+from gpt_jax import errors, knobs, models, oom
 from gpt_jax.data import tokenizers
 from gpt_jax.data.batches import batch as batch_lib
 from gpt_jax.models import classifier, lora
@@ -61,6 +61,23 @@ def resolve(
   )
   mesh_lib.check_divisible(resolved, mesh)
   return resolved
+
+
+def check_memory(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
+  """Raises `UserError` if the state, or the rows of a micro-batch, can't fit a device.
+
+  Counts the least, without a look at the data: the blocks' matrices; a hidden state a token.
+  """
+  model, train, shape = config.model, config.train, mesh.shape
+  width = model.n_embd
+  size = 12 * width**2 if model.kind == 'gpt' else 4 * model.lstm_width**2
+  copies = 1 if model.lora_rank or model.freeze_body else 3  # Adam has two moments of each value
+  state = 4 * copies * model.n_layer * size / (shape['fsdp'] * shape['tensor'])
+  oom.check('model.n_embd', f'{width} × `model.n_layer` ({model.n_layer}): the parameters', state)
+  tokens = train.batch_size * config.row_length / (shape['data'] * shape['fsdp'])
+  hidden = tokens / train.gradient_accumulation * model.n_layer * model.hidden_width
+  rows = f'{train.batch_size} sequences of {config.row_length} tokens (`model.block_size`)'
+  oom.check('train.batch_size', rows, 2 * hidden + 8 * tokens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,11 @@ def _model_config(path: pathlib.Path, values: dict[str, Any]) -> config_lib.Mode
 def _read_index(path: pathlib.Path) -> set[str]:
   """The names of the files in an index, which must lie beside it."""
   if not path.is_file():
-    raise errors.UserError(str(path.parent), f'has no weights: neither {_WEIGHTS} nor {_INDEX}')
+    problem, fix = f'has no weights: neither {_WEIGHTS} nor {_INDEX}', ''
+    if pickles := sorted(file.name for file in path.parent.glob('pytorch_model*.bin')):
+      problem += f'; {pickles[0]} is a pickle, which can run code'
+      fix = 'save it by save_pretrained of transformers, or get it with model.safetensors'
+    raise errors.UserError(str(path.parent), problem, fix)
   weight_map = json_files.read(path).get('weight_map')
   files: list[Any] = [*weight_map.values()] if isinstance(weight_map, dict) else [None]
   if not all(isinstance(file, str) and file and pathlib.Path(file).name == file for file in files):
@@ -83,6 +87,8 @@ def _read_index(path: pathlib.Path) -> set[str]:
 
 
 def _open_file(path: pathlib.Path) -> Any:
+  if not path.is_file():
+    raise errors.UserError(str(path), 'is missing', 'get it again')
   try:
     # Raises if the tensors don't have the sizes that the header says or don't fill the file.
     return safetensors.safe_open(path, framework='numpy')

@@ -63,6 +63,8 @@ def open_model(path: str | os.PathLike[str]) -> SavedModel:
   none was measured), one checkpoint in it (WORKDIR/checkpoints/STEP), a directory of Hugging Face
   (config.json, model.safetensors) or one of OpenAI (hparams.json, model.ckpt).
   """
+  if not isinstance(path, str | os.PathLike) or '\0' in str(path):
+    raise errors.UserError('path', f'{path!r} must be the path of a model')
   path = pathlib.Path(path)
   has_config = os.path.isfile(path / 'config.json')
   values = json_files.read(path / 'config.json') if has_config else {}
@@ -76,6 +78,9 @@ def open_model(path: str | os.PathLike[str]) -> SavedModel:
 
     config, tensors = openai.open_model(path)
     tokenizer = openai.open_tokenizer(path)
+  elif has_config and any(path.glob('*.safetensors')):
+    problem = 'does not say the model_type, such as gpt2'
+    raise errors.UserError(str(path / 'config.json'), problem, 'get it again')
   else:
     return _open_run(path)
   if tokenizer and tokenizer.vocab_size != config.vocab_size:

@@ -161,11 +161,6 @@ def test_a_hypothesis_beats_beams_that_have_no_token_left():
   assert _tokens([stuck, [1]], **options)[0] == [END]
 
 
-def test_options_that_only_draws_have_are_ignored():
-  plain, other = _samples(PROMPTS), _samples(PROMPTS, temperature=0.0, top_k=1)
-  assert plain == other and [sample.context_shifts for sample in plain] == [0, 0, 0]
-
-
 def test_a_stream_is_the_text_in_one_piece_and_a_stop_string_cuts_it():
   (whole,) = _samples(['bad'])
   assert list(_model().stream('bad', num_beams=3, max_new_tokens=9)) == [whole.text]

@@ -15,7 +15,15 @@ import gpt_jax
 from gpt_jax import config as config_lib
 from gpt_jax import models
 from gpt_jax.data.tokenizers import char
-from gpt_jax.generation import beam, decode, language_model, loop, prompts, speculative
+from gpt_jax.generation import (
+  beam,
+  decode,
+  language_model,
+  loop,
+  options,
+  prompts,
+  speculative,
+)
 from tests.generation import tiny
 
 BLOCK, LETTERS = tiny.BLOCK, tiny.LETTERS
@@ -130,7 +138,9 @@ def test_an_empty_prompt_is_the_start_of_a_text(letters, special_tokens, start):
 
 
 @pytest.mark.parametrize(
-  'prompt', [[1] * (BLOCK + 1), 'a' * (BLOCK + 1), [1, 30], [-1], [1.5], [[1]], 7, 'a?b'], ids=str
+  'prompt',
+  [[1] * (BLOCK + 1), 'a' * (BLOCK + 1), [1, 30], [-1], [1.5], [[1]], [[1], [2, 3]], 7, 'a?b'],
+  ids=str,
 )
 def test_invalid_prompts_are_named(prompt):
   model = tiny.model()
@@ -151,6 +161,13 @@ def test_a_repeated_prompt_is_encoded_once(monkeypatch):
   assert both == [[0, 1, 2], [0]]  # ids are no text
 
 
+_LOAD: Any = gpt_jax.load
+
+
+def _untyped() -> Any:
+  return tiny.model()
+
+
 @pytest.mark.parametrize(
   ('key', 'call'),
   [
@@ -169,7 +186,14 @@ def test_a_repeated_prompt_is_encoded_once(monkeypatch):
     ('tokens_BL', lambda: tiny.model().logits([[1], [30]])),
     ('tokens_BL', lambda: tiny.model().logits(np.array([[0.5]]))),
     ('tokens_BL', lambda: tiny.model().logits([[1] * (BLOCK + 1)])),
+    ('tokens_BL', lambda: tiny.model().logits([[1, 2], [3]])),
+    *(('prompts', lambda wrong=x: _untyped().generate(wrong)) for x in (5, None, b'a', {'a': 1})),
+    *(('texts', lambda wrong=x: _untyped().embed(wrong)) for x in (5, None, b'a', {'a': 1})),
+    ('batch_size', lambda: _untyped().embed(['bad'], batch_size=1.5)),
+    ('request', lambda: _untyped().generate('bad', request={'seed': 1})),
+    ('request', lambda: tiny.model().stream('bad', request=options.make(), seed=1)),
     ('dtype', lambda: gpt_jax.load('nowhere', dtype='int4')),
+    *(('path', functools.partial(_LOAD, path)) for path in (None, 5, b'run', 'ru\0n')),
   ],
 )
 def test_invalid_arguments_are_named_at_once(key, call):

@@ -21,7 +21,7 @@ INVALID: dict[str, list[Any]] = {
   'max_new_tokens': [0, 2.5, True],
   'min_new_tokens': [-1],
   'temperature': [-0.5, math.nan, math.inf, 'hot'],
-  'top_k': [-1, None],
+  'top_k': [-1, None, 10**20],
   'top_p': [0.0, 1.01],
   'min_p': [-0.1],
   'typical_p': [2.0],
@@ -32,7 +32,9 @@ INVALID: dict[str, list[Any]] = {
   'num_beams': [0],
   'draft_tokens': [0],
   'seed': [-1, 2**32],
-  'stop': ['text', [''], [1]],
+  'stop': ['text', [''], [1], 5, b'text'],
+  'ban': ['xy', 5, [None], [1.5], [True]],
+  'logit_bias': [[1], [('a', 1.0)], 5, 'a:1', {1.5: 1.0}, {None: 1.0}],
 }
 
 
@@ -57,6 +59,9 @@ def test_all_problems_come_at_once_and_unknown_names_get_a_hint():
     ('min_new_tokens', {'min_new_tokens': 9, 'max_new_tokens': 8}),
     ('top_p', {'num_beams': 2, 'top_p': 0.9}),
     ('seed', {'num_beams': 2, 'seed': 3}),
+    ('temperature', {'num_beams': 2, 'temperature': 0.5}),
+    ('top_k', {'num_beams': 2, 'top_k': 5}),
+    ('length_penalty', {'length_penalty': 2.0}),
   ],
 )
 def test_contradictions_are_refused(key, values):

@@ -110,8 +110,16 @@ def test_the_time_continues_after_a_resume(path, monkeypatch):
   assert [line['time'] for line in metrics_lib.read(path)] == [5, 10, 12]
 
 
+_ODD = ['"x"', '[]', '{}', 'true', '"1"']
+
+
 @pytest.mark.parametrize(
-  'content', [b'{"step": 1\n{}\n', b'5\n', b'{"train/loss": 1.0}\n', b'[]\n', b'\xff\xff\n']
+  'content',
+  [
+    *(b'{"step": 1\n{}\n', b'5\n', b'{"train/loss": 1.0}\n', b'[]\n', b'\xff\xff\n'),
+    *(b'{"step": %s}\n' % odd.encode() for odd in [*_ODD, 'null', '-1', '1.5', 'NaN', '1e999']),
+    *(b'{"step": 1, "val/loss": %s}\n' % odd.encode() for odd in _ODD),
+  ],
 )
 def test_a_damaged_file_is_named_and_kept(path, content):
   path.write_bytes(content)
@@ -119,6 +127,12 @@ def test_a_damaged_file_is_named_and_kept(path, content):
     _open(path, resume_step=3)
   assert e.value.key == str(path)
   assert path.read_bytes() == content
+
+
+def test_null_is_no_number(path):
+  path.write_text('{"step": 1, "val/loss": null}\n')
+  (line,) = metrics_lib.read(path)
+  assert math.isnan(line['val/loss']) and metrics_lib.best([line]) is None
 
 
 def test_the_best_validation_loss_is_the_first_lowest_of_a_trained_model():

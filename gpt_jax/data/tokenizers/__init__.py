@@ -14,6 +14,7 @@ from gpt_jax import config, errors
 from gpt_jax.data.tokenizers import base, bpe, char, word
 
 Tokenizer = base.Tokenizer
+_KINDS = ('char', 'byte', 'word', 'gpt2', 'hf')
 
 
 def needs_counts(data: config.DataConfig) -> bool:
@@ -84,4 +85,9 @@ def from_dict(description: Any) -> Tokenizer:
           from gpt_jax.data.tokenizers import hf
 
           return hf.HfTokenizer(json, {role: tokens.get(role) for role in base.SPECIAL_TOKENS})
-  raise errors.UserError('data.tokenizer', f'not a tokenizer: {reprlib.repr(description)}')
+  if isinstance(description, dict) and (kind := description.get('kind')) not in _KINDS:
+    problem = f'kind {kind!r:.80} must be one of {", ".join(_KINDS)}'
+    fix = 'restore it; one of a newer version of gpt_jax needs that version'
+    raise errors.UserError('data.tokenizer', problem, fix)
+  problem = f'does not describe a tokenizer: {reprlib.repr(description)}'
+  raise errors.UserError('data.tokenizer', problem, 'restore it or get it again')

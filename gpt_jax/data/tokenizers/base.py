@@ -80,7 +80,10 @@ class Tokenizer(abc.ABC):
 
   def _checked(self, ids: Sequence[int] | np.ndarray, *, text_only: bool = True) -> np.ndarray:
     """`ids` as int64 (L,), without bos, eos and pad if `text_only`; raises `UserError`."""
-    array = np.asarray(ids, np.int64)
+    try:
+      array = np.asarray(ids, np.int64)
+    except (TypeError, ValueError, OverflowError) as e:
+      raise errors.UserError('ids', f'{ids!r:.80} must be a list of token ids') from e
     outside = array[(array < 0) | (array >= self.vocab_size)]
     if outside.size:
       problem = f'{outside[0]} is outside the vocabulary, from 0 to {self.vocab_size - 1}'
