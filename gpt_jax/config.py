@@ -41,15 +41,13 @@ class ModelConfig:
   )
   remat: bool = _knob(False, 'Recompute each block in the backward pass: less memory, more time.')
   remat_keep: str = _knob(
-    'nothing', 'What of a block remat keeps: products save time.', choices=('nothing', 'products')
+    'nothing', 'What remat keeps of a block; products cost memory.', choices=('nothing', 'products')
   )
   scan_layers: bool = _knob(
     False, 'Compile one block and scan it over the layers: compiles faster, runs slower.'
   )
   lora_rank: int = _knob(
-    0,
-    'Rank of the low-rank adapters (LoRA) of the linear layers; above 0 only they are trained.',
-    at_least=0,
+    0, 'Rank of adapters (LoRA) of the linear layers; above 0 only they are trained.', at_least=0
   )
   lora_alpha: float = _knob(16.0, 'Scales the adapters by lora_alpha / lora_rank.', above=0)
   freeze_body: bool = _knob(False, 'Train only the output layer of a classifier, and adapters.')
@@ -121,9 +119,7 @@ class DataConfig:
     'Hugging Face).',
   )
   min_frequency: int = _knob(
-    2,
-    'Minimum count of a word in the vocabulary of tokenizer word; rarer ones are unk.',
-    at_least=1,
+    2, 'Minimum count of a word for tokenizer word; rarer ones are unk.', at_least=1
   )
   lowercase: bool = _knob(False, 'Lower-case the text, for tokenizer word.')
   special_tokens: str = _knob(
@@ -182,9 +178,7 @@ class TrainConfig:
     64, 'Sequences per step, over all devices and accumulation steps.', at_least=1
   )
   gradient_accumulation: int = _knob(
-    1,
-    'Micro-batches per step, computed in turn to save memory; must divide batch_size.',
-    at_least=1,
+    1, 'Micro-batches per step, in turn to save memory; must divide batch_size.', at_least=1
   )
   seed: int = _knob(
     0, 'Seed of the initial parameters and of dropout.', at_least=0, at_most=2**32 - 1
@@ -244,10 +238,7 @@ class MeshConfig:
   fsdp: int = _knob(1, 'Devices that also shard parameters and optimizer state.', at_least=1)
   tensor: int = _knob(1, 'Devices that shard heads, MLP and vocabulary.', at_least=1)
   cpu_devices: int = _knob(
-    1,
-    'Devices to simulate on the CPU if there is no accelerator, to try a mesh.',
-    at_least=1,
-    at_most=512,
+    1, 'Devices to simulate on a CPU without accelerator.', at_least=1, at_most=512
   )
 
 
@@ -265,13 +256,9 @@ class ProcessesConfig:
     0, 'Processes in all; 0: $JAX_NUM_PROCESSES, or what the cluster says.', at_least=0
   )
   index: int = _knob(
-    -1,
-    'Which of them this is, from 0; -1: $JAX_PROCESS_ID, or what the cluster says.',
-    at_least=-1,
+    -1, 'Which of them this is; -1: $JAX_PROCESS_ID, or what the cluster says.', at_least=-1
   )
-  initialization_timeout: int = _knob(
-    300, 'Seconds that a process waits for the others at the start.', at_least=1
-  )
+  initialization_timeout: int = _knob(300, 'Seconds to wait for others at the start.', at_least=1)
   heartbeat_timeout: int = _knob(
     100, 'Seconds without a sign of life until a process counts as dead and all end.', at_least=10
   )
