@@ -6,6 +6,7 @@ import subprocess
 import sys
 from unittest import mock
 
+import jax
 import pytest
 from absl import flags
 
@@ -27,6 +28,7 @@ from gpt_jax import (
   train,
 )
 from gpt_jax import config as config_lib
+from gpt_jax.parallel import mesh
 from tests import raised
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -314,3 +316,11 @@ def test_a_finished_command_returns_and_a_defect_is_not_hidden(monkeypatch):
   for defect in (ZeroDivisionError, OSError):
     with pytest.raises(defect):
       cli.run(main, flags.FlagValues(), doc='')
+
+
+@pytest.mark.parametrize('error', [AssertionError(), RuntimeError('no backend\nof this name')])
+def test_a_platform_without_devices_is_a_user_error(monkeypatch, error):
+  monkeypatch.setattr(jax, 'devices', mock.Mock(side_effect=error))
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  found = raised.user_error(mesh.find_devices)
+  assert found.key == 'devices' and 'JAX_PLATFORMS=cuda' in found.fix

@@ -221,7 +221,6 @@ def test_every_value_of_another_type_is_reported_and_none_crashes(values):
     ('train.batchsize', 'train.batch_size'),
     ('optimizer.lr', 'optimizer.learning_rate'),
     ('optimizer.wd', 'optimizer.weight_decay'),
-    ('max_steps', 'train.steps'),
     ('zzzzqqqq', '--help'),
   ],
 )

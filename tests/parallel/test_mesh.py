@@ -15,7 +15,6 @@ import pytest
 from gpt_jax import config as config_lib
 from gpt_jax import errors
 from gpt_jax.parallel import mesh as mesh_lib
-from tests import raised
 
 pytestmark = pytest.mark.skipif(
   jax.device_count() != 8, reason='needs 8 devices; see launch/test.sh'
@@ -163,14 +162,6 @@ class _Device:
   @property
   def process_index(self) -> int:
     return self.slice_index
-
-
-@pytest.mark.parametrize('error', [AssertionError(), RuntimeError('no backend\nof this name')])
-def test_a_platform_without_devices_is_a_user_error(monkeypatch, error):
-  monkeypatch.setattr(jax, 'devices', mock.Mock(side_effect=error))
-  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
-  found = raised.user_error(mesh_lib.make_mesh, config_lib.Config())
-  assert found.key == 'devices' and 'JAX_PLATFORMS=cuda' in found.fix
 
 
 @pytest.mark.parametrize(
