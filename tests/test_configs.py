@@ -74,7 +74,7 @@ def test_a_config_is_valid_and_can_be_traced_at_its_real_size(name, values):
 
   assert _shapes(state) == _shapes(program.state)
   assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype('float32')}
-  assert set(metrics) == {'loss', 'grad_norm', 'learning_rate'}
+  assert set(metrics) == {'loss', 'grad_norm', 'learning_rate', 'skipped'}
   assert all(x.shape == () and x.dtype == jnp.float32 for x in [*metrics.values(), sums['loss']])
   if config.model.lora_rank:
     # 4 bytes for each of two moments of 1,179,648 parameters, and two counts of steps.

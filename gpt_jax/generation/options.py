@@ -61,7 +61,8 @@ def make(
     problem = f'{least} must be at most `max_new_tokens` ({most})'
     invalid.append(errors.UserError('min_new_tokens', problem))
   for name in _DRAWS if not invalid and beams > 1 else ():
-    if getattr(settings, name) != _DEFAULTS[name]:
+    off = 0 if name in ('temperature', 'top_k') else None  # what draws nothing is no contradiction
+    if getattr(settings, name) not in (_DEFAULTS[name], off):
       invalid.append(errors.UserError(name, 'cannot be combined with `num_beams`'))
   if not invalid and beams == 1 and settings.length_penalty != _DEFAULTS['length_penalty']:
     invalid.append(errors.UserError('length_penalty', 'needs `num_beams` of 2 or more'))

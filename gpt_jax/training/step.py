@@ -124,7 +124,7 @@ def make_train_step(
       'loss': loss,
       'grad_norm': grad_norm,
       'learning_rate': schedule(_updates(state)),
-      'skipped': 1 - is_good.astype(jnp.int32),
+      'skipped': 1 - is_good.astype(jnp.float32),
     }
     return TrainState(state.step + 1, lora.join(params, frozen), opt_state), metrics
 

@@ -183,13 +183,19 @@ class TestDamage:
     for given in (tmp_path, path):
       assert raised.user_error(load, given).key == str(path)
 
-  @pytest.mark.parametrize('token', [5, ['a'], {}, '<end>', '\ud800'])
+  @pytest.mark.parametrize('token', [5, ['a'], {}, '<end>'])
   def test_a_special_token_that_is_not_in_the_vocabulary_is_refused(self, save, token):
     description = save(byte_level(ADDED)).to_dict() | {'special_tokens': {'eos': token}}
     assert raised.user_error(tokenizers.from_dict, description).key == 'data.tokenizer'
     if isinstance(token, str):
       error = raised.user_error(save, byte_level(ADDED), {'eos_token': token})
       assert error.key.endswith('tokenizer.json') and repr(token) in error.problem
+
+  def test_a_special_token_that_is_not_unicode_is_refused(self, save):
+    description = save(byte_level(ADDED)).to_dict() | {'special_tokens': {'eos': '\ud800'}}
+    assert raised.user_error(tokenizers.from_dict, description).key == 'data.tokenizer'
+    error = raised.user_error(save, byte_level(ADDED), {'eos_token': '\ud800'})
+    assert error.key.endswith('tokenizer_config.json')
 
   @pytest.mark.parametrize(
     'beside',

@@ -108,7 +108,7 @@ def test_sharded_parameters_generate_as_whole_ones(search):
   def texts(place):
     options: dict[str, Any] = {'new': 2 * BLOCK}
     if search == 'beams':
-      options = {'new': 8, 'num_beams': 3, 'seed': 0}
+      options = {'new': 8, 'num_beams': 3, 'seed': 0, 'temperature': 0.0, 'top_k': 0}
     elif search == 'draft':
       options['draft'] = place(tiny.model(noise=0.1))
     return tiny.tokens(place(tiny.model()), [prompt[:5] for prompt in PROMPTS], **options)
