@@ -29,8 +29,14 @@ def oom_as_user_error(fix: str | Callable[[], str]) -> Iterator[None]:
 
 def check(key: str, what: str, size: float) -> None:
   """Raises `UserError` at `key` if `what` needs `size` bytes of a device that has fewer."""
-  limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
-  limit = limit or os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-  if size > limit:
-    need = f'at least {size / 2**30:,.0f} GiB, and a device has {limit / 2**30:,.1f}'
+  if size > (limit := device_memory()):
+    need = f'at least {size / 1e9:,.0f} GB, and a device has {limit / 1e9:,.1f}'
     raise errors.UserError(key, f'{what} need {need}', 'lower it')
+
+
+def device_memory() -> float:
+  """Returns the bytes that a device has; those made of the CPU share its memory."""
+  device = jax.local_devices()[0]
+  host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  shared = host / jax.local_device_count() if device.platform == 'cpu' else float('inf')
+  return (device.memory_stats() or {}).get('bytes_limit') or shared

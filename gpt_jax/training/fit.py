@@ -2,12 +2,11 @@
 
 import bisect
 import math
-import os
 from typing import Any
 
 import jax
 
-from gpt_jax import errors, knobs
+from gpt_jax import errors, knobs, oom
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import program as program_lib
 
@@ -24,7 +23,7 @@ def check(program: program_lib.Program) -> None:
 
   On a CPU, the process would be killed without a word.
   """
-  needs, limit = _total(program, program.train_step), device_memory()
+  needs, limit = _total(program, program.train_step), oom.device_memory()
   if needs > limit:
     problem = f'a step needs {needs / 1e9:,.1f} GB of a device that has {limit / 1e9:,.1f}'
     raise errors.UserError('out of device memory', problem, advice(program))
@@ -37,18 +36,10 @@ def advice(program: program_lib.Program) -> str:
       'raise `train.gradient_accumulation`, set `model.remat=true`, or lower `train.batch_size`'
     )
   print('out of memory: looking for what fits, by compiling', flush=True)
-  limit = min(device_memory(), needed(program) - 1)  # it didn't fit, whatever it needs
+  limit = min(oom.device_memory(), needed(program) - 1)  # it didn't fit, whatever it needs
   if changes := smallest_change(program, limit):
     return 'this fits: ' + ' '.join(f'`{key}={_spell(value)}`' for key, value in changes.items())
   return 'shard the state with `mesh.fsdp`, or take a smaller model or a shorter `model.block_size`'
-
-
-def device_memory() -> float:
-  """Returns the bytes that a device has; devices made of the CPU share its memory."""
-  device = jax.local_devices()[0]
-  host = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  shared = host / jax.local_device_count() if device.platform == 'cpu' else math.inf
-  return (device.memory_stats() or {}).get('bytes_limit') or shared
 
 
 def smallest_change(program: program_lib.Program, limit: float) -> dict[str, Any] | None:

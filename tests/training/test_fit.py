@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from gpt_jax import config as config_lib
-from gpt_jax import knobs
+from gpt_jax import knobs, oom
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import fit
 from gpt_jax.training import program as program_lib
@@ -74,14 +74,14 @@ def test_a_compiler_that_refuses_does_not_fit(monkeypatch):
 @pytest.mark.parametrize(('memory', 'advised'), [(600, f'`{COUNT}=2`'), (1, '`mesh.fsdp`')])
 def test_the_advice_names_config_keys(monkeypatch, memory, advised):
   monkeypatch.setattr(fit, 'needed', _made_up)
-  monkeypatch.setattr(fit, 'device_memory', lambda: memory)
+  monkeypatch.setattr(oom, 'device_memory', lambda: memory)
   assert advised in fit.advice(_program({}))
 
 
 def test_a_step_that_needs_more_than_there_is_is_not_taken(monkeypatch):
   program = _program({}).compile()
   fit.check(program)
-  monkeypatch.setattr(fit, 'device_memory', lambda: 1000)
+  monkeypatch.setattr(oom, 'device_memory', lambda: 1000)
   monkeypatch.setattr(fit, 'needed', _made_up)
   error = raised.user_error(fit.check, program)
   assert (error.key, f'`{COUNT}=2`' in error.fix) == ('out of device memory', True)
