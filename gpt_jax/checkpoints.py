@@ -56,7 +56,7 @@ def _show(run: 'run_dir.RunDir', *, verify: bool) -> None:
       score = '' if found.score is None else f'{found.score:.4f}'
       state = ', '.join(['intact'] * verify + ['best'] * (step == best))
     except errors.UserError as e:
-      score, state, damaged = '', str(e), True
+      score, state, damaged = '', e.problem, True
     size = sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
     saved = datetime.datetime.fromtimestamp(folder.stat().st_mtime)
     rows.append((f'{step:,}', score, f'{size / 1e6:,.1f}', f'{saved:%Y-%m-%d %H:%M}', state))
