@@ -61,6 +61,7 @@ def _versions() -> str:
 
 
 def _devices() -> str:
+  from gpt_jax import oom
   from gpt_jax.parallel import mesh
 
   mesh.start(config_lib.MeshConfig())
@@ -70,10 +71,8 @@ def _devices() -> str:
     raise errors.UserError(
       'devices', 'there is an NVIDIA GPU, which JAX does not see', 'pip install gpt_jax[cuda]'
     )
-  host = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  limit = (devices[0].memory_stats() or {}).get('bytes_limit')
-  memory = f'{limit / 1e9:.0f} GB each; ' if limit else ''
-  return f'{len(devices)} × {devices[0].device_kind}, {memory}{host / 1e9:.0f} GB beside the CPU'
+  memory = oom.device_memory() / 1e9
+  return f'{len(devices)} × {devices[0].device_kind}, {memory:.0f} GB each'
 
 
 def _compilation_cache() -> str:
