@@ -194,7 +194,10 @@ class Loop:
       self._save(state, step, score)
     is_stale = step == self._train.steps or began - self._drawn > _REDRAW
     if step and score is not None and is_stale and processes.is_primary():
-      plot.draw(self._log.lines, self._run.plot, title=self._run.path.name)
+      try:
+        plot.draw(self._log.lines, self._run.plot, title=self._run.path.name)
+      except OSError as e:  # no reason to end a run
+        self._console.say(f'warning: {self._run.plot} cannot be written ({e.strerror})')
       self._drawn = time.monotonic()
     self._since += time.monotonic() - began
 

@@ -23,8 +23,10 @@ def trial(folder: pathlib.Path, count: int) -> child.Result:
     with _mounted(disk, size):
       status, _ = child.call(log, child.run, config, disk / 'run')
       output = log.read_text()
+      # tensorstore prints some tracebacks of this kind when a save has failed, past Python's hooks.
+      others = output.count('Traceback') - output.count('RuntimeError: Event loop is closed')
       failed += status != 0
-      told += status == 2 and 'Traceback' not in output and 'error: ' in output
+      told += status == 2 and not others and 'error: ' in output
       damaged += len(_damaged(disk / 'run' / 'checkpoints'))
       subprocess.run(['mount', '-o', 'remount,size=64m', disk], check=True)
       different += child.call(log, child.run_to_end, config, disk / 'run') != (0, wanted)

@@ -287,3 +287,13 @@ def test_the_throughput_leaves_out_evaluations_and_checkpoints(
   runs.run(runs.change(config, train__log_every=3), tmp_path / 'run')
   rates = metrics.column(metrics.read(tmp_path / 'run' / 'metrics.jsonl'), 'perf/tokens_per_second')
   assert rates == ([1, 3, 6], [16 * 8 / 2] * 3)
+
+
+def test_a_picture_that_cannot_be_written_ends_no_run(config, tmp_path, monkeypatch, capsys):
+  def full(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(plot, 'draw', full)
+  path = runs.run(config, tmp_path / 'run')
+  assert runs.val_losses(path).keys() == {0, 3, 6}
+  assert f'{path / "loss.png"} cannot be written' in capsys.readouterr().out
