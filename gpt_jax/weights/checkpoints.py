@@ -24,6 +24,8 @@ _UNFINISHED, _REMOVED = '.orbax-checkpoint-tmp', '.removed'  # how names end
 
 # Orbax warns through absl's logger of what we mean to do, such as to restore on other devices.
 logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
+# And asyncio of each array that was still being written when a save failed, which raises its error.
+logging.getLogger('asyncio').addFilter(lambda record: 'ocdbt' not in record.getMessage().lower())
 
 
 class Checkpoints:

@@ -83,6 +83,9 @@ def test_orbax_does_not_warn_of_what_is_meant(tmp_path, caplog):
     assert not caplog.records
     logging.getLogger('absl').warning('of something else')
   assert len(caplog.records) == 1
+  logging.getLogger('asyncio').error('Task exception: Error writing "a" in OCDBT database')
+  logging.getLogger('asyncio').error('of something else')
+  assert len(caplog.records) == 2
 
 
 def test_items_come_back_bit_for_bit_with_their_types(tmp_path, monkeypatch):
@@ -169,6 +172,7 @@ def _no_room(monkeypatch):
     yield
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_a_failed_save_is_told_and_removed_and_the_next_one_goes_on(tmp_path, monkeypatch):
   told: list[str] = []
   _save(tmp_path, [(1, 1.0)])
@@ -184,6 +188,7 @@ def test_a_failed_save_is_told_and_removed_and_the_next_one_goes_on(tmp_path, mo
   manifest.verify(tmp_path / '3')
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_a_failed_last_save_ends_the_run_even_if_it_was_stopped(tmp_path, monkeypatch):
   for error in (None, errors.Stopped('stopped, saved')):
 
