@@ -26,11 +26,11 @@ from tests.chaos import child, disk, kills, readers, rot, signals, two  # noqa: 
 
 TRIALS: dict[str, Callable[[pathlib.Path], child.Result]] = {
   'kills': lambda folder: kills.trial(folder, 200),
-  'one run': lambda folder: kills.trial(folder, 100, steps=100, at_once=100),
+  'long runs': lambda folder: kills.trial(folder, 100, steps=100, at_once=100),
   'rot': lambda folder: rot.trial(folder, 2000, 200),
   'signals': lambda folder: signals.trial(folder, 3),
   'two': lambda folder: two.trial(folder, 10),
-  'disk': lambda folder: disk.trial(folder, 40),
+  'disk': lambda folder: disk.trial(folder, 24),
   'vanished': lambda folder: disk.vanished(folder, 10),
   'readers': lambda folder: readers.trial(folder, 5000),
 }
