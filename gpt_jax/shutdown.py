@@ -47,7 +47,8 @@ class Guard:
       signal.signal(number, handler)
 
   def _handle(self, number: int, _: types.FrameType | None) -> None:
-    if not _is_command and self.take(number):
+    # In a command a thread takes it too, perhaps later: what runs next must know already.
+    if self.take(number) and not _is_command:
       raise KeyboardInterrupt
 
   def take(self, number: int) -> bool:
