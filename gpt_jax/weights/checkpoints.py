@@ -31,7 +31,7 @@ logging.getLogger('asyncio').addFilter(lambda record: 'ocdbt' not in record.getM
 class Checkpoints:
   """Saves the checkpoints of one run. A context manager: leaving it waits for the last save.
 
-  A save that fails is told to `warn` and the run goes on; if it was the last one, leaving raises
+  A save that fails is reported by `warn` and the run goes on; if it was the last one, leaving raises
   `UserError`. Older checkpoints are removed only once a newer one is on the disk.
   """
 
@@ -120,11 +120,11 @@ class Checkpoints:
         remove(self._directory / str(step))
 
   def _fail(self, error: Exception) -> None:
-    """Tells that the save under way has failed, and removes what there is of it."""
+    """Reports that the save under way has failed, and removes what there is of it."""
     assert self._saving is not None
     reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     folder, self._saving = self._directory / str(self._saving.step), None
-    fix = 'free space or mend the disk; the same command resumes'
+    fix = 'free space or repair the disk; the same command resumes'
     self._failed = errors.UserError(str(folder), f'could not be saved ({reason})', fix)
     self._warn(f'warning: {self._failed}')
     if processes.is_primary():
