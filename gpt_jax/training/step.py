@@ -55,6 +55,42 @@ def _loss(
   return objectives.loss(model, params, part, key) / count
 
 
+def _gradients(
+  model: models.Model, trained: Any, frozen: Any, batch: batch_lib.Batch, key: jax.Array
+) -> tuple[jax.Array, Any]:
+  """Returns the loss of a batch and its gradient, a tree like `trained`."""
+  # The two gradients of a tied table are added at the end: XLA moves a reduction among devices
+  # out of a loop that adds it up, to once a step, but not that of a sum of two.
+  is_tied = model.config.tie_embeddings and not model.config.classes and 'wte' in trained
+  if is_tied:
+    trained = {**trained, 'lm_head': trained['wte']['embedding']}
+  loss, grads = _summed(model, trained, frozen, batch, key)
+  if is_tied:
+    lm_head = grads.pop('lm_head')
+    grads['wte'] = {'embedding': grads['wte']['embedding'] + lm_head}
+  return loss, grads
+
+
+def _summed(
+  model: models.Model, trained: Any, frozen: Any, batch: batch_lib.Batch, key: jax.Array
+) -> tuple[jax.Array, Any]:
+  """Adds up loss and gradients of the micro-batches."""
+  # Over the whole batch: micro-batches with more targets weigh more.
+  count = jnp.maximum(objectives.num_targets(batch.targets), 1)
+  value_and_grad = jax.value_and_grad(functools.partial(_loss, model))
+  if (A := batch.inputs.shape[0]) == 1:
+    only = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
+    return value_and_grad(trained, frozen, only, count, jax.random.fold_in(key, 0))
+
+  def add_part(total: Any, numbered: tuple[batch_lib.Batch, jax.Array]) -> tuple[Any, None]:
+    part, i = numbered
+    loss_and_grads = value_and_grad(trained, frozen, part, count, jax.random.fold_in(key, i))
+    return jax.tree.map(jnp.add, total, loss_and_grads), None
+
+  zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
+  return jax.lax.scan(add_part, zeros, (batch, jnp.arange(A)))[0]
+
+
 def make_train_step(
   model: models.Model,
   optimizer: optax.GradientTransformation,
@@ -74,41 +110,9 @@ def make_train_step(
   Metrics: `loss` before the update, `grad_norm` before clipping, `learning_rate`, `skipped` (0, 1).
   """
 
-  def gradients(
-    trained: Any, frozen: Any, batch: batch_lib.Batch, key: jax.Array
-  ) -> tuple[jax.Array, Any]:
-    # The two gradients of a tied table are added at the end: XLA moves a reduction among devices
-    # out of a loop that adds it up, to once a step, but not that of a sum of two.
-    is_tied = model.config.tie_embeddings and not model.config.classes and 'wte' in trained
-    if is_tied:
-      trained = {**trained, 'lm_head': trained['wte']['embedding']}
-    loss, grads = summed(trained, frozen, batch, key)
-    if is_tied:
-      lm_head = grads.pop('lm_head')
-      grads['wte'] = {'embedding': grads['wte']['embedding'] + lm_head}
-    return loss, grads
-
-  def summed(
-    trained: Any, frozen: Any, batch: batch_lib.Batch, key: jax.Array
-  ) -> tuple[jax.Array, Any]:
-    # Over the whole batch: micro-batches with more targets weigh more.
-    count = jnp.maximum(objectives.num_targets(batch.targets), 1)
-    value_and_grad = jax.value_and_grad(functools.partial(_loss, model))
-    if (A := batch.inputs.shape[0]) == 1:
-      only = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
-      return value_and_grad(trained, frozen, only, count, jax.random.fold_in(key, 0))
-
-    def add_part(total: Any, numbered: tuple[batch_lib.Batch, jax.Array]) -> tuple[Any, None]:
-      part, i = numbered
-      loss_and_grads = value_and_grad(trained, frozen, part, count, jax.random.fold_in(key, i))
-      return jax.tree.map(jnp.add, total, loss_and_grads), None
-
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
-    return jax.lax.scan(add_part, zeros, (batch, jnp.arange(A)))[0]
-
   def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
     trained, frozen = models.split_trained(model.config, state.params)
-    loss, grads = gradients(trained, frozen, batch, jax.random.fold_in(key, state.step))
+    loss, grads = _gradients(model, trained, frozen, batch, jax.random.fold_in(key, state.step))
     old = (trained, state.opt_state)
 
     def update() -> tuple[Any, Any]:

@@ -31,8 +31,8 @@ logging.getLogger('asyncio').addFilter(lambda record: 'ocdbt' not in record.getM
 class Checkpoints:
   """Saves the checkpoints of one run. A context manager: leaving it waits for the last save.
 
-  A save that fails is reported by `warn` and the run goes on; if it was the last one, leaving raises
-  `UserError`. Older checkpoints are removed only once a newer one is on the disk.
+  A save that fails is reported by `warn`, and the run goes on; if it was the last one, leaving
+  raises `UserError`. Older checkpoints are removed only once a newer one is on the disk.
   """
 
   def __init__(
@@ -78,9 +78,8 @@ class Checkpoints:
   ) -> None:
     """Starts to save `items`, trees by name; copies them off the device before it returns.
 
-    The manifest has the others.
-
-    If `step` was saved before its evaluation ended, only records `score`: the lowest is the best.
+    The manifest gets `score`, `identity` and `recovery`. If `step` was saved before its evaluation
+    ended, only records `score`: the lowest is the best.
     """
     self.wait()
     if step not in self._scores:
