@@ -59,7 +59,7 @@ def _train(
     user_cache.enable_compilation_cache()
     run = run_lib.Run(workdir)
     run.check(config)
-    run.set_damaged_aside()
+    run.find_intact()
     if run.is_finished(config):
       print(report.result(metrics.read(run.metrics), run))
       return

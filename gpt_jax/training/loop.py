@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -125,13 +126,16 @@ class Loop:
 
   def _go_back(self, trouble: recovery_lib.Trouble, bar: progress.Bar) -> pathlib.Path | None:
     """Returns the checkpoint to go back to, None for the initial state; removes newer ones."""
-    every, checkpoints = self._train.checkpoint_every, self._run.checkpoints
+    checkpoints, found = self._run.checkpoints, None
+    saved = manifest.steps(checkpoints)
+    if processes.is_primary():
+      wanted = itertools.takewhile(saved.__contains__, self._targets(saved, trouble.good))
+      intact, damaged = manifest.first_intact(checkpoints, wanted)
+      self._run.set_aside(damaged, warn=bar.say)
+      found = intact.step if intact else None
     # Of process 0: another might not see yet what that has just removed.
-    saved = processes.gather(manifest.steps(checkpoints))[0]
-    step = recovery_lib.target(self._log.lines, saved, trouble.good, every)
-    folder = checkpoints / str(step) if step in saved else None
-    if folder:
-      manifest.verify(folder)
+    found = processes.gather(found)[0]
+    step, folder = found or 0, None if found is None else checkpoints / str(found)
     recovery = self._recovery.after(trouble, folder)
     if recovery is None:
       raise self._recovery.failure(trouble, self._data, self._train.batch_size)
@@ -143,6 +147,9 @@ class Loop:
           checkpoints_lib.remove(checkpoints / str(newer))
     self._recovery = recovery
     return folder
+
+  def _targets(self, saved: Sequence[int], good: int) -> list[int]:
+    return recovery_lib.targets(self._log.lines, saved, good, self._train.checkpoint_every)
 
   def _take_steps(self, state: step_lib.TrainState, step: int) -> None:
     """Takes the steps from `step` to the last; donates `state`."""
@@ -203,8 +210,16 @@ class Loop:
 
   def _save(self, state: step_lib.TrainState, step: int, score: float | None) -> None:
     items = {'params': state.params, 'optimizer': state.opt_state}
-    recovery = dataclasses.asdict(self._recovery)
-    self._checkpoints.save(step, items, score=score, identity=self._identity, recovery=recovery)
+    self._checkpoints.wait()  # the one before may be what to go back to
+    back, *_ = self._targets([*self._checkpoints.steps, step], step - self._recovery.in_a_row)
+    self._checkpoints.save(
+      step,
+      items,
+      score=score,
+      identity=self._identity,
+      recovery=dataclasses.asdict(self._recovery),
+      also_keep=back,
+    )
     self._saved = step
 
   def _evaluate(self, state: step_lib.TrainState, step: int) -> tuple[float | None, bool]:

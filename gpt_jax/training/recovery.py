@@ -105,14 +105,14 @@ class Recovery:
     )
 
 
-def target(
+def targets(
   lines: Sequence[metrics_lib.Line], saved: Sequence[int], good: int, checkpoint_every: int
-) -> int:
-  """Returns the step to go back to, 0 if there is no checkpoint to go back to.
+) -> list[int]:
+  """Returns the steps to go back to, in order of preference; 0 among them is the initial state.
 
-  It is the newest up to step `good` that was saved at its time, or as the best by the `lines` of
-  metrics.jsonl until then. Those of runs that were stopped don't count as long as there is another,
-  so that it doesn't matter when a run was stopped. `saved` are the steps of all checkpoints.
+  First the newest up to step `good` that were saved at their time, or as the best by the `lines` of
+  metrics.jsonl until then. Those of runs that were stopped come last, so that it doesn't matter
+  when a run was stopped. `saved` are the steps of all checkpoints.
   """
   due = good // checkpoint_every * checkpoint_every
 
@@ -120,9 +120,10 @@ def target(
     best = metrics_lib.best(line for line in lines if line['step'] <= step)
     return best is not None and best[0] == step
 
-  there = {0, *saved}
-  regular = [step for step in there if due <= step <= good and (step == due or is_best(step))]
-  return max(regular or there)
+  def is_regular(step: int) -> bool:
+    return due <= step <= good and (step == due or is_best(step))
+
+  return sorted({0, *saved}, key=lambda step: (is_regular(step), step), reverse=True)
 
 
 def _some(numbers: np.ndarray) -> str:

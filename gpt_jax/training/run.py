@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -53,8 +53,8 @@ class Run(run_dir.RunDir):
       raise errors.UserError('workdir', problem, 'choose another')
     errors.raise_all(list(self._differences(config)))
 
-  def set_damaged_aside(self) -> None:
-    """Renames damaged checkpoints that are newer than the newest intact one, which is `step` then.
+  def find_intact(self) -> None:
+    """Makes `step` the newest intact checkpoint; sets newer ones, which are damaged, aside.
 
     Raises `UserError` if there are checkpoints, but none is intact.
     """
@@ -66,14 +66,18 @@ class Run(run_dir.RunDir):
         newest = f'{damaged[0].key} {damaged[0].problem}'
         raise errors.UserError('workdir', f'no checkpoint is intact: {newest}', fix)
       self.step = intact.step
-      for step, problem in zip(newest_first, damaged, strict=False):
-        folder = self.checkpoints / str(step)
-        aside = folder.with_name(f'{step}.damaged')
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-        done = f'it is {aside.name} now, and the run goes on from step {self.step}'
-        print(f'warning: {problem.key} {problem.problem}; {done}')
+      self.set_aside(damaged, warn=print)
     self.step = processes.gather(self.step)[0]
+
+  def set_aside(self, damaged: list[manifest.Damaged], *, warn: Callable[[str], None]) -> None:
+    """Renames damaged checkpoints, so that nothing takes them."""
+    for problem in damaged:
+      aside = problem.folder.with_name(f'{problem.folder.name}.damaged')
+      shutil.rmtree(aside, ignore_errors=True)
+      problem.folder.rename(aside)
+      warn(
+        f'warning: {problem.key} {problem.problem}; it is {aside.name} now, an older one is used'
+      )
 
   def _differences(self, config: config_lib.Config) -> Iterator[errors.UserError]:
     """What keeps `config` from resuming the run."""

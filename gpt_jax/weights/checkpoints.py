@@ -43,6 +43,7 @@ class Checkpoints:
     # Of process 0: another might not see yet what that has just set aside.
     self._scores = dict(processes.gather(list(manifest_lib.scores(self._directory).items()))[0])
     self._saving: manifest_lib.Manifest | None = None
+    self._also_keep: int | None = None
     self._failed: errors.UserError | None = None
     self._checkpointer = ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(),
@@ -55,6 +56,11 @@ class Checkpoints:
       self._directory.mkdir(parents=True, exist_ok=True)
       for path in (*self._unfinished('*'), *self._directory.glob(f'*{_REMOVED}')):
         shutil.rmtree(path)
+
+  @property
+  def steps(self) -> list[int]:
+    """The steps of the finished checkpoints that are kept."""
+    return list(self._scores)
 
   def __enter__(self) -> Self:
     return self
@@ -75,13 +81,15 @@ class Checkpoints:
     score: float | None,
     identity: dict[str, str],
     recovery: Mapping[str, Any] | None = None,
+    also_keep: int | None = None,
   ) -> None:
     """Starts to save `items`, trees by name; copies them off the device before it returns.
 
     The manifest gets `score`, `identity` and `recovery`. If `step` was saved before its evaluation
-    ended, only records `score`: the lowest is the best.
+    ended, only records `score`: the lowest is the best. Keeps step `also_keep` until the next call.
     """
     self.wait()
+    self._also_keep = also_keep
     if step not in self._scores:
       self._saving = manifest_lib.Manifest(step, score, identity, dict(recovery or {}), {})
       saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
@@ -109,8 +117,7 @@ class Checkpoints:
       return
     self._scores[self._saving.step] = self._saving.score
     self._saving = self._failed = None
-    kept = set(sorted(self._scores)[-self._keep :])
-    kept |= {best} if (best := manifest_lib.best(self._scores)) is not None else set()
+    kept = {*sorted(self._scores)[-self._keep :], manifest_lib.best(self._scores), self._also_keep}
     if processes.is_primary():
       _sync(self._directory)
     for step in self._scores.keys() - kept:

@@ -23,6 +23,7 @@ class Damaged(errors.UserError):
   def __init__(self, folder: pathlib.Path, problem: str) -> None:
     fix = 'restore it from a copy, or remove it'
     super().__init__(str(folder), f'is damaged: {problem}', fix)
+    self.folder = folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ def _look(folder: pathlib.Path) -> None:
   overview.read(folder)
   run = run_lib.Run(folder)
   run.read_tokenizer()
-  run.set_damaged_aside()
+  run.find_intact()
 
 
 def _open_store(folder: pathlib.Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import signal
+import time
 import types
 from typing import Any
 
@@ -150,6 +151,33 @@ def test_nothing_is_saved_among_bad_steps_that_would_displace_what_to_go_back_to
   _check(config, runs.run(config, tmp_path / 'run'), [0, 1, 2, 6, 7, 8])
 
 
+@pytest.mark.parametrize('stops', [(), (5,)], ids=str)
+def test_runs_that_are_stopped_keep_what_to_go_back_to(config, bad, tmp_path, stops):
+  bad.nan.update({6, 7})
+  changes = {'steps': 8, 'checkpoint_every': 4, 'keep_checkpoints': 1}
+  config = runs.change(config, **{f'train__{key}': value for key, value in changes.items()})
+  path = _interrupt(config, tmp_path / 'run', stops=stops)
+  _check(config, path, [0, 1, 2, 3, 8, 9, 10, 11])
+  assert manifest.steps(path / 'checkpoints') == [8]
+
+
+def test_a_run_goes_back_further_if_what_it_would_go_back_to_is_damaged(
+  config, bad, tmp_path, monkeypatch, capsys
+):
+  bad.nan.update({5, 6})
+  config, path = runs.change(config, train__steps=8), tmp_path / 'run'
+
+  def damage() -> None:  # before the run goes back
+    while not (path / 'checkpoints' / '4').exists():
+      time.sleep(0.01)
+    damaged = next((path / 'checkpoints' / '4').rglob('d/*'))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+
+  runs.at_step(monkeypatch, 6, damage)
+  _check(config, runs.run(config, path), [0, 1, 7, 8, 9, 10, 11, 12])
+  assert '4.damaged' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('stops', [(), (1,), (2, 3)], ids=str)
 def test_a_run_without_a_checkpoint_goes_back_to_its_initial_state(config, bad, tmp_path, stops):
   config = runs.change(config, train__checkpoint_every=100)
@@ -246,7 +274,7 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(
 )
 def test_a_run_goes_back_to_what_is_saved_whether_it_was_stopped_or_not(saved, good, expected):
   lines = [{'step': step, 'val/loss': loss} for step, loss in {0: 9.0, 3: 2.0, 14: 1.0}.items()]
-  assert recovery.target(lines, saved, good, 10) == expected
+  assert recovery.targets(lines, saved, good, 10)[0] == expected
 
 
 def test_a_new_row_of_bad_steps_begins_where_a_run_goes_back_to(tmp_path):

@@ -185,12 +185,12 @@ def test_damaged_checkpoints_are_set_aside_and_the_newest_intact_one_is_taken(tm
     (folder / str(step) / 'params' / 'x').write_bytes(b'124')
   run = run_lib.Run(tmp_path)
   assert run.step == 8
-  run.set_damaged_aside()
+  run.find_intact()
   assert run.step == run_lib.Run(tmp_path).step == 4
   assert sorted(path.name for path in folder.iterdir()) == ['2', '4', '6.damaged', '8.damaged']
   told = capsys.readouterr().out.splitlines()
   assert [str(folder / step) in line for step, line in zip('86', told, strict=True)] == [True] * 2
-  run.set_damaged_aside()
+  run.find_intact()
   assert capsys.readouterr().out == ''
 
 
@@ -199,13 +199,13 @@ def test_without_an_intact_checkpoint_all_stay_where_they_are(tmp_path):
   for step in (2, 4):
     _checkpoint(folder, step)
     (folder / str(step) / 'params' / 'x').unlink()
-  assert raised.user_error(run_lib.Run(tmp_path).set_damaged_aside).key == 'workdir'
+  assert raised.user_error(run_lib.Run(tmp_path).find_intact).key == 'workdir'
   assert sorted(path.name for path in folder.iterdir()) == ['2', '4']
 
 
 def test_a_run_without_checkpoints_has_none_to_set_aside(tmp_path):
   run = run_lib.Run(tmp_path / 'new')
-  run.set_damaged_aside()
+  run.find_intact()
   assert run.step is None
   assert not run.path.exists()
 
