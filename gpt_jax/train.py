@@ -77,7 +77,7 @@ def _train(
     report.summarize(built, data, run)
     guard.check()
     with oom.oom_as_user_error(lambda: fit.advice(built)):
-      compiled = report.compile_program(built, attention=attention)
+      compiled = report.compile_program(built, kernels=run.kernels, attention=attention)
       fit.check(compiled)
       vote = processes.StopVote(guard)
       loop.Loop(compiled, data, run, vote.check).train(pretrained)

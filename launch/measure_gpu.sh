@@ -61,6 +61,7 @@ rows() { # sequences in a step, all in one part
 {
   bench small train gpt2_small $(rows 32) "${train_peer[@]}"
   bench small_trace train gpt2_small $(rows 32) "--trace=$out/trace"
+  bench small_deterministic train gpt2_small $(rows 32) --config.train.deterministic=true
   bench medium train gpt2_medium $(rows 16)
   bench large train gpt2_large $(rows 8)
   bench xl train gpt2_xl $(rows 4)

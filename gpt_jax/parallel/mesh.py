@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,16 +51,29 @@ def one_step_at_a_time() -> bool:
   return jax.default_backend() == 'cpu' and jax.device_count() > 1
 
 
-def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
+def compiler_options(
+  mesh: jax.sharding.Mesh, *, deterministic: bool = False, kernels: pathlib.Path | None = None
+) -> dict[str, str | bool]:
   """Returns options for XLA.
+
+  If `deterministic`, GPUs add up in the same order each time, and use the kernels that the file
+  `kernels` names, if it is there; XLA writes those that it measured to be fastest to KERNELS.new.
 
   By default, XLA for TPU cuts a product whose result is reduced to shards into as many small ones,
   which pass their sums around: by its own estimate, the computation of a step of gpt2_small with
   fsdp 8 on a v5e-8 takes 1.4 times as long.
   """
-  if mesh.devices.flat[0].platform != 'tpu':
+  platform = mesh.devices.flat[0].platform
+  if platform == 'tpu':
+    return {'xla_jf_spmd_threshold_for_windowed_einsum_mib': '1000000'}
+  if platform != 'gpu' or not deterministic:
     return {}
-  return {'xla_jf_spmd_threshold_for_windowed_einsum_mib': '1000000'}
+  options: dict[str, str | bool] = {'xla_gpu_exclude_nondeterministic_ops': True}
+  if kernels and jax.process_index() == 0:
+    options['xla_gpu_dump_autotune_results_to'] = f'{kernels}.new'
+  if kernels and kernels.exists():
+    options['xla_gpu_load_autotune_results_from'] = str(kernels)
+  return options
 
 
 def make_mesh(

@@ -70,9 +70,9 @@ def smallest_change(program: program_lib.Program, limit: float) -> dict[str, Any
 def needed(program: program_lib.Program) -> float:
   """Returns the bytes of a device that a step of a program takes: state and temporaries."""
   built = program_lib.build(program.config, program.tokens.sharding.mesh)
-  options = mesh_lib.compiler_options(program.tokens.sharding.mesh)
+  lowered = built.train_step.lower(built.state, built.batch)
   try:
-    return _total(built, built.train_step.lower(built.state, built.batch).compile(options))
+    return _total(built, lowered.compile(built.compiler_options()))
   except jax.errors.JaxRuntimeError:  # some compilers refuse what doesn't fit
     return math.inf
 

@@ -106,11 +106,22 @@ class Program:
     segments = self.tokens if self.config.has_segments else None
     return batch_lib.Batch(self.tokens, self.tokens, segments)
 
-  def compile(self) -> 'Program':
-    """Returns the program with both steps compiled: any other shapes are an error then."""
-    options = mesh_lib.compiler_options(self.tokens.sharding.mesh)
+  def compiler_options(self, kernels: pathlib.Path | None = None) -> dict[str, str | bool]:
+    """Returns options for XLA; `kernels` as of `mesh.compiler_options`."""
+    mesh, train = self.tokens.sharding.mesh, self.config.train
+    return mesh_lib.compiler_options(mesh, deterministic=train.deterministic, kernels=kernels)
+
+  def compile(self, kernels: pathlib.Path | None = None) -> 'Program':
+    """Returns the program with both steps compiled: any other shapes are an error then.
+
+    If training is to be deterministic, `kernels` is the file of the run that keeps which kernels it
+    uses on GPUs, which choose by measuring.
+    """
+    options = self.compiler_options(kernels)
     train_step = self.train_step.lower(self.state, self.batch).compile(options)
     eval_step = self.eval_step.lower(self.state.params, self.batch).compile(options)
+    if kernels and (new := kernels.with_name(f'{kernels.name}.new')).exists():
+      new.replace(kernels)
     return dataclasses.replace(self, train_step=train_step, eval_step=eval_step)
 
   def initial_state(self, pretrained: saved_model.SavedModel | None) -> step_lib.TrainState:

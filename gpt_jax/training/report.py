@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import pathlib
 import time
 from collections.abc import Mapping
 
@@ -48,22 +49,23 @@ def summarize(program: program_lib.Program, data: loader.Data, run: run_dir.RunD
 
 
 def compile_program(
-  program: program_lib.Program, *, attention: str = 'auto'
+  program: program_lib.Program, *, kernels: pathlib.Path | None = None, attention: str = 'auto'
 ) -> program_lib.Program:
   """Compiles both steps; prints the time it took and the memory that training takes.
 
-  With `attention` auto, XLA's is taken if cuDNN's was chosen and doesn't work here.
+  `kernels` as of `Program.compile`. With `attention` auto, XLA's is taken if cuDNN's was chosen and
+  doesn't work here.
   """
   began = time.monotonic()
   try:
-    program = program.compile()
+    program = program.compile(kernels)
   except (RuntimeError, ValueError, NotImplementedError) as e:  # as the library is missing or old
     if (attention, program.config.model.attention) != ('auto', 'cudnn'):
       raise
     reason = str(e).splitlines()[0][:200]
     _row('attention', f"by XLA, slower, since cuDNN's doesn't work here: {reason}")
     other = knobs.replace(program.config, {'model.attention': 'xla'})
-    program = program_lib.build(other, program.tokens.sharding.mesh).compile()
+    program = program_lib.build(other, program.tokens.sharding.mesh).compile(kernels)
   gradients, _ = models.split_trained(program.config.model, program.state.params)
   state = mesh_lib.per_device_bytes(program.state)
   analysis = program.train_step.memory_analysis()

@@ -23,7 +23,7 @@ from gpt_jax.weights import manifest, run_dir
 # parameters (except for the order of float32 sums, which mesh and gradient_accumulation change).
 _FREE = re.compile(
   r'(mesh|processes)\..*|model\.(attention|remat|remat_keep)|data\.(cache_dir|processes|verify)'
-  r'|train\.(gradient_accumulation|.*_every|eval_batches|keep_checkpoints|tensorboard)'
+  r'|train\.(gradient_accumulation|deterministic|.*_every|eval_batches|keep_checkpoints|tensorboard)'
 )
 # Keys that processes of one run may have values of their own for.
 _OWN = re.compile(r'processes\.|data\.(cache_dir|processes)')

@@ -29,6 +29,7 @@ class RunDir:
     self.checkpoints = self.path / 'checkpoints'
     self.tensorboard = self.path / 'tensorboard'
     self.plot = self.path / 'loss.png'
+    self.kernels = self.path / 'kernels.txt'  # those of GPUs, if train.deterministic
 
   def read_config(self) -> config_lib.Config:
     """Returns the config of the run; raises `UserError` if its file is missing or invalid."""

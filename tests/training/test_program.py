@@ -1,5 +1,6 @@
 """What is resolved once: vocabulary and attention; and the arrays that a program takes."""
 
+import pathlib
 from types import SimpleNamespace
 from unittest import mock
 
@@ -100,3 +101,26 @@ def test_attention_that_was_chosen_but_does_not_work_is_replaced_and_told(capsys
   batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch, compiled.batch)
   _, metrics = compiled.train_step(compiled.init(), batch)
   assert np.isfinite(metrics['loss'])
+
+
+# What a deterministic run on GPUs asks of XLA.
+
+
+def _gpu_options(**options):
+  mesh = mock.Mock(devices=np.array([SimpleNamespace(platform='gpu')]))
+  return mesh_lib.compiler_options(mesh, **options)
+
+
+def test_a_deterministic_run_takes_the_kernels_that_it_took_before(tmp_path):
+  kernels = tmp_path / 'kernels.txt'
+  assert _gpu_options(kernels=kernels) == {}
+  first = _gpu_options(deterministic=True, kernels=kernels)
+  assert first.pop('xla_gpu_exclude_nondeterministic_ops') is True
+  (new,) = first.values()
+  pathlib.Path(new).write_text('of both steps')  # by XLA
+  config = _resolve(knobs.replace(_config(), {'train.deterministic': True}))
+  compiled = program_lib.build(config, mesh_lib.make_mesh(config)).compile(kernels)
+  assert compiled.train_step.memory_analysis() is not None
+  assert [path.name for path in tmp_path.iterdir()] == ['kernels.txt']
+  again = _gpu_options(deterministic=True, kernels=kernels)
+  assert str(kernels) in again.values() and kernels.read_text() == 'of both steps'
