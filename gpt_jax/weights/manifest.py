@@ -105,11 +105,7 @@ def verify(folder: pathlib.Path, items: Collection[str] = ()) -> Manifest:
   Raises `UserError` as `read` does, and `Damaged` if a file is missing or has changed.
   """
   manifest = read(folder)
-  names = [
-    name
-    for name in manifest.files
-    if not items or '/' not in name or name.partition('/')[0] in items
-  ]
+  names = [name for name in manifest.files if not items or name.partition('/')[0] in items]
   try:
     found = _hashes(folder, names)
   except OSError as e:

@@ -1,5 +1,7 @@
 """Any change to a checkpoint is noticed, or changes nothing that is read."""
 
+import os
+import pathlib
 import shutil
 
 import jax
@@ -46,6 +48,28 @@ def test_damage_to_any_file_is_noticed(copy, seed):
     with pytest.raises(manifest.Damaged) as caught:
       manifest.verify(copy / '7')
     assert caught.value.key == str(copy / '7')
+
+
+def test_another_value_in_the_manifest_is_noticed(copy):
+  path = copy / '7' / 'manifest.json'
+  path.write_text(path.read_text().replace('0.75', '0.25'))
+  with pytest.raises(manifest.Damaged):
+    manifest.read(copy / '7')
+
+
+def test_all_files_are_on_the_disk_before_the_manifest_is_written(copy, monkeypatch):
+  synced: set[int] = set()
+  write = manifest.atomic.write_json
+  monkeypatch.setattr(os, 'fsync', lambda number: synced.add(os.fstat(number).st_ino))
+
+  def written(path: pathlib.Path, values: object) -> None:
+    before = {file.stat().st_ino for file in _files(copy / '7') if file != path}
+    assert before <= synced
+    write(path, values)
+
+  monkeypatch.setattr(manifest.atomic, 'write_json', written)
+  manifest.write(copy / '7', manifest.read(copy / '7'))
+  assert manifest.verify(copy / '7').step == 7
 
 
 def test_a_missing_or_empty_file_is_noticed(copy, saved):
