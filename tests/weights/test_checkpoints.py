@@ -111,6 +111,27 @@ def test_what_is_saved_are_the_values_at_the_call(tmp_path):
   assert _bits(_restored(tmp_path, 1)) == expected
 
 
+def test_the_name_of_a_checkpoint_is_on_the_disk_before_an_older_one_is_removed(
+  tmp_path, monkeypatch
+):
+  removed, synced = list[str](), list[str]()
+  remove, fsync = checkpoints_lib.remove, os.fsync
+
+  def spy(folder: pathlib.Path) -> None:
+    assert synced[-1:] == [str(tmp_path)]
+    removed.append(folder.name)
+    remove(folder)
+
+  def sync(number: int) -> None:
+    synced.append(os.readlink(f'/proc/self/fd/{number}'))
+    fsync(number)
+
+  monkeypatch.setattr(checkpoints_lib, 'remove', spy)
+  monkeypatch.setattr(os, 'fsync', sync)
+  _save(tmp_path, [(1, None), (2, None), (3, None)], keep=1)
+  assert removed == ['1', '2']
+
+
 @pytest.mark.parametrize(('saved_on', 'restored_on'), [(1, 2), (2, 1), (2, 2)])
 def test_another_sharding_gives_the_same_values(tmp_path, saved_on, restored_on):
   before = _sharded_over(saved_on)
