@@ -1,13 +1,18 @@
 """The doctor names each thing that is wrong, and goes on to the next."""
 
 import pathlib
+import shutil
 import tempfile
+from unittest import mock
 
 import jax
 import pytest
 
 from gpt_jax import cli, doctor, train
 from gpt_jax.data.tokenizers import bpe
+from gpt_jax.generation import language_model
+from gpt_jax.training import metrics
+from tests import raised
 
 
 @pytest.fixture
@@ -73,3 +78,19 @@ def test_the_tiny_run_learns_and_leaves_nothing(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(train, 'train', lambda *_: None)
   with pytest.raises(Exception, match='.'):
     doctor._cycle()
+
+
+def test_a_gpu_that_jax_does_not_see_is_wrong_and_nothing_is_trained(quick, capsys, monkeypatch):
+  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+  monkeypatch.setattr(shutil, 'which', lambda name: f'/usr/bin/{name}')
+  monkeypatch.setattr(doctor, '_cycle', lambda: pytest.fail('trained'))
+  code, found = _call(capsys)
+  assert code == cli.USER_ERROR
+  assert [name for name, right in found.items() if not right] == ['devices']
+
+
+def test_a_loss_that_does_not_fall_is_wrong(monkeypatch):
+  monkeypatch.setattr(train, 'train', lambda *_: None)
+  monkeypatch.setattr(metrics, 'column', lambda *_: ([0, 30], [1.0, 1.0]))
+  monkeypatch.setattr(language_model, 'load', mock.Mock())
+  assert raised.user_error(doctor._cycle).key == 'loss'

@@ -1,5 +1,6 @@
 """Two trainings never share a folder, and a lock ends with its holder."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from gpt_jax import errors
+from gpt_jax.parallel import processes
 from gpt_jax.training import lock
 from tests import raised
 
@@ -73,3 +75,30 @@ def test_a_path_that_cannot_be_a_folder_is_an_error(tmp_path, name):
   error = raised.user_error(_enter, tmp_path / name)
   assert error.key == 'workdir' and name in str(error)
   assert (tmp_path / 'file').read_text() == 'mine'
+
+
+def test_what_a_killed_holder_left_is_not_taken_for_the_next_one(tmp_path):
+  (tmp_path / '.lock').write_text('process 1 on a machine with a long name' * 9)
+  with lock.locked(tmp_path):
+    assert 'long name' not in raised.user_error(_enter, tmp_path).problem
+
+
+def test_a_file_that_was_removed_before_it_was_locked_locks_nothing(tmp_path, monkeypatch):
+  flock, removed = fcntl.flock, list[bool]()
+
+  def late(file, operation):
+    if not removed:  # the holder before has just ended
+      removed.append(True)
+      (tmp_path / '.lock').unlink()
+    flock(file, operation)
+
+  monkeypatch.setattr(fcntl, 'flock', late)
+  with lock.locked(tmp_path):
+    assert raised.user_error(_enter, tmp_path).key == 'workdir'
+
+
+def test_the_other_processes_of_a_training_are_let_in(tmp_path, monkeypatch):
+  with lock.locked(tmp_path):
+    monkeypatch.setattr(processes, 'is_primary', lambda: False)
+    _enter(tmp_path)
+    assert (tmp_path / '.lock').exists()

@@ -223,6 +223,16 @@ def test_a_failed_last_save_ends_the_run_even_if_it_was_stopped(tmp_path, monkey
     assert raised.user_error(save).key == str(tmp_path / '2')
 
 
+def test_who_ends_it_at_once_need_not_wait_for_a_save(tmp_path):
+  with pytest.raises(KeyboardInterrupt), checkpoints_lib.Checkpoints(tmp_path, keep=1) as opened:
+    opened.save(1, _items(), score=None, identity={})
+    waits = mock.patch.object(opened, 'wait', side_effect=AssertionError)
+    waits.start()
+    raise KeyboardInterrupt
+  waits.stop()
+  opened.wait()
+
+
 def test_without_room_nothing_is_written(tmp_path, monkeypatch):
   told: list[str] = []
   _save(tmp_path, [(1, 1.0)])
