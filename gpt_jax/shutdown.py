@@ -32,7 +32,7 @@ class Guard:
 
   def __init__(self) -> None:
     self.requested = False
-    self._since = 0.0
+    self._since = 0.0  # when this process was signalled: another may have been before
     self._previous: dict[int, Any] = {}
 
   def __enter__(self) -> Self:
@@ -53,7 +53,7 @@ class Guard:
 
   def take(self, number: int) -> bool:
     """Takes a signal; returns whether it is a later one."""
-    if self.requested:
+    if self._since:
       return time.monotonic() - self._since > _ECHO_SECONDS
     self.requested = True
     self._since = time.monotonic()

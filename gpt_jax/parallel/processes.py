@@ -168,8 +168,9 @@ class StopVote:
 
   def __init__(self, guard: shutdown.Guard) -> None:
     """Waits for all processes; raises `Stopped` if one was asked to stop until now."""
-    guard.requested = any(gather(guard.requested))
-    guard.check()
+    if any(gather(guard.requested)):  # a signal that comes meanwhile is one for the next vote
+      guard.requested = True
+      guard.check()
     self._guard = guard
     self._asked: jax.Array | None = None
     mesh = jax.make_mesh((jax.device_count(),), ('device',))

@@ -38,8 +38,9 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     try:
       yield
     finally:
-      (folder / _NAME).unlink(missing_ok=True)
-      with contextlib.suppress(OSError):  # something has come into it
+      # Something has come into it, or it is read-only by now, which the run says itself.
+      with contextlib.suppress(OSError):
+        (folder / _NAME).unlink(missing_ok=True)
         for path in new:
           path.rmdir()
 

@@ -127,6 +127,10 @@ class Run(run_dir.RunDir):
         found.append(errors.UserError('data.tokenizer', problem, fix))
       errors.raise_all(found)
     if processes.is_primary():
+      # Else it is noticed by the first save, without which training goes on.
+      if self.checkpoints.exists() and not os.access(self.checkpoints, os.W_OK):
+        problem = f'{self.checkpoints} cannot be written'
+        raise errors.UserError('workdir', problem, 'is it read-only?')
       self.path.mkdir(parents=True, exist_ok=True)
       atomic.write_json(self.config, dataclasses.asdict(config))
       atomic.write_json(self.tokenizer, data.tokenizer.to_dict())

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -128,7 +129,11 @@ class Checkpoints:
   def _fail(self, error: Exception) -> None:
     """Reports that the save under way has failed, and removes what there is of it."""
     assert self._saving is not None
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    # tensorstore names the system's reason at the end of a page about its own settings.
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+      reason = os.strerror(int(code[1]))
+    else:
+      reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     folder, self._saving = self._directory / str(self._saving.step), None
     fix = 'free space or repair the disk; the same command resumes'
     self._failed = errors.UserError(str(folder), f'could not be saved ({reason})', fix)

@@ -1,8 +1,8 @@
 """Does to runs what machines do: python -m tests.chaos [--short] [TRIAL …]
 
 Prints a line for each trial: what was done and what was found. Exits with 1 if that isn't right.
-All of them take about half an hour on two cores, the short ones less than a minute. `disk` mounts
-small file systems, as root only can.
+All of them take about half an hour on two cores, the short ones less than a minute. `disk` and
+`read-only` mount file systems, as root only can.
 """
 
 import os
@@ -26,12 +26,13 @@ from tests.chaos import child, disk, kills, readers, rot, signals, two  # noqa: 
 
 TRIALS: dict[str, Callable[[pathlib.Path], child.Result]] = {
   'kills': lambda folder: kills.trial(folder, 200),
-  'long runs': lambda folder: kills.trial(folder, 100, steps=100, at_once=100),
+  'one run': lambda folder: kills.trial(folder, 100, steps=300, at_once=100, within=90),
   'rot': lambda folder: rot.trial(folder, 2000, 200),
   'signals': lambda folder: signals.trial(folder, 3),
   'two': lambda folder: two.trial(folder, 10),
   'disk': lambda folder: disk.trial(folder, 24),
   'vanished': lambda folder: disk.vanished(folder, 10),
+  'read-only': lambda folder: disk.read_only(folder, [0, 3, 6, 11]),
   'readers': lambda folder: readers.trial(folder, 5000),
 }
 SHORT: dict[str, Callable[[pathlib.Path], child.Result]] = {

@@ -4,11 +4,14 @@ import contextlib
 import pathlib
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import pytest
 
 from gpt_jax.weights import manifest
 from tests.chaos import child, kills
+from tests.training import runs
 
 
 def trial(folder: pathlib.Path, count: int) -> child.Result:
@@ -50,12 +53,65 @@ def vanished(folder: pathlib.Path, count: int) -> child.Result:
 
 
 def _run_without_folder(config: Any, run: pathlib.Path, step: int) -> None:
-  import pytest
-
-  from tests.training import runs
-
   runs.at_step(pytest.MonkeyPatch(), step, lambda: shutil.rmtree(run))
   child.run(config, run)
+
+
+def read_only(folder: pathlib.Path, steps: Sequence[int]) -> child.Result:
+  """Makes folders read-only before a run, at 0, or at one of its steps; needs root."""
+  log, done, right, different = folder / 'log', 0, 0, 0
+  config = kills.config_of(folder, steps=12)
+  wanted = child.reference(config, folder)
+  del wanted['changes']
+  for name in ('run', 'run/checkpoints', 'cache'):
+    for step in steps:
+      home = folder / f'{done}'
+      place, run = home / name, home / 'run'
+      for needed in ('run/checkpoints', 'cache', 'closed'):
+        (home / needed).mkdir(parents=True)
+      config = runs.change(config, data__cache_dir=str(home / 'cache'))
+      with _closed(place, home / 'closed'):
+        found = [child.call(log, _run_read_only, config, run, place, step)[0]]
+        told = [log.read_text()]
+        found.append(child.call(log, child.run, config, run)[0])
+        told.append(log.read_text())
+      # What is prepared is only read.
+      expected = 0 if step and name == 'cache' else 2
+      others = sum(text.count('Traceback') for text in told)
+      others -= sum(text.count('RuntimeError: Event loop is closed') for text in told)
+      why = all('ead-only' in text.split('error: ')[-1] for text in told) or not expected
+      kept = manifest.steps(run / 'checkpoints') or step < 4
+      intact = kept and not _damaged(run / 'checkpoints')
+      right += bool(found == [expected] * 2 and why and not others and intact)
+      different += child.call(log, child.run_to_end, config, run) != (0, wanted)
+      done += 1
+  return child.Result(
+    f'{done} times a folder was read-only: {right} times right; {different} runs ended otherwise '
+    'with it writable',
+    done - right + different,
+  )
+
+
+def _run_read_only(config: Any, run: pathlib.Path, place: pathlib.Path, step: int) -> None:
+  def close() -> None:
+    subprocess.run(['mount', '--bind', run.parent / 'closed', place], check=True)
+
+  runs.at_step(pytest.MonkeyPatch(), step, close) if step else close()
+  child.run(config, run)
+
+
+@contextlib.contextmanager
+def _closed(place: pathlib.Path, closed: pathlib.Path) -> Iterator[None]:
+  """Makes `closed` be `place`, but read-only, to be mounted over it; in the end neither is.
+
+  A file system itself can't become so while files of it are open to be written.
+  """
+  subprocess.run(['mount', '--bind', place, closed], check=True)
+  subprocess.run(['mount', '-o', 'remount,bind,ro', closed], check=True)
+  try:
+    yield
+  finally:
+    subprocess.run(['umount', place, closed], check=True)
 
 
 @contextlib.contextmanager

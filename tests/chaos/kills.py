@@ -9,8 +9,6 @@ from gpt_jax.weights import manifest
 from tests.chaos import child
 from tests.training import runs
 
-_AT_ONCE = 5  # kills of one run
-
 
 def config_of(folder: pathlib.Path, *, steps: int) -> config_lib.Config:
   """A run that saves at each second step, keeps two checkpoints and the best, and evaluates."""
@@ -20,19 +18,22 @@ def config_of(folder: pathlib.Path, *, steps: int) -> config_lib.Config:
 
 
 def trial(
-  folder: pathlib.Path, count: int, *, steps: int = 12, at_once: int = _AT_ONCE
+  folder: pathlib.Path, count: int, *, steps: int = 12, at_once: int = 5, within: int | None = None
 ) -> child.Result:
-  """Kills runs `count` times, each `at_once` times; returns what was found."""
+  """Kills runs `count` times, each `at_once` times if it lasts; returns what was found.
+
+  Each time it is at one of the first `within` changes to files, by default of all.
+  """
   config, log, run = config_of(folder, steps=steps), folder / 'log', folder / 'run'
   wanted = child.reference(config, folder)
-  most = wanted.pop('changes')
+  changes = wanted.pop('changes')
   killed = runs_done = unrestorable = lost = different = 0
   while killed < count:
     shutil.rmtree(folder / 'cache')  # so that preparing is among what is killed
     shutil.rmtree(run, ignore_errors=True)
     newest = 0
     for _ in range(min(at_once, count - killed)):
-      status, _ = child.call(log, _run_and_die, config, run, killed, most)
+      status, _ = child.call(log, _run_and_die, config, run, killed, within or changes)
       if status == 0:
         break
       assert status == -9, log.read_text()

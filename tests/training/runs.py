@@ -5,13 +5,15 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gpt_jax import config as config_lib
 from gpt_jax import knobs, train
+from gpt_jax.data import batches
 from gpt_jax.parallel import mesh as mesh_lib
-from gpt_jax.training import metrics, report
+from gpt_jax.training import metrics, objectives, report
 from gpt_jax.training import program as program_lib
 from gpt_jax.training import run as run_lib
 from gpt_jax.weights import checkpoints as checkpoints_lib
@@ -95,6 +97,23 @@ def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
 
 def files(path: pathlib.Path) -> dict[pathlib.Path, bytes]:
   return {file: file.read_bytes() for file in path.rglob('*') if file.is_file()}
+
+
+def spoil(patch: pytest.MonkeyPatch, bad: list[int]) -> None:
+  """Puts something into training rows of these numbers that makes a loss not finite."""
+  rows, loss = batches.Dataset.train_rows, objectives.loss
+  byte = 250  # isn't in the text
+
+  def train_rows(self: batches.Dataset, numbers: np.ndarray) -> Any:
+    batch = rows(self, numbers)
+    batch.inputs[np.isin(numbers, bad), 0] = byte
+    return batch
+
+  def nan_loss(model: Any, params: Any, part: Any, key: Any) -> Any:
+    return loss(model, params, part, key) * jnp.where((part.inputs == byte).any(), jnp.nan, 1.0)
+
+  patch.setattr(batches.Dataset, 'train_rows', train_rows)
+  patch.setattr(objectives, 'loss', nan_loss)
 
 
 def at_step(

@@ -1,10 +1,13 @@
 """Two trainings never share a folder, and a lock ends with its holder."""
 
+import errno
 import fcntl
 import os
+import pathlib
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -60,6 +63,13 @@ def test_a_folder_that_stays_empty_is_removed_with_those_above_it(tmp_path):
   with pytest.raises(errors.UserError, match='x'), lock.locked(tmp_path / 'new'):
     raise errors.UserError('x', 'y')
   assert list(tmp_path.rglob('*')) == [tmp_path / 'kept']
+
+
+def test_a_lock_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
+  read_only = mock.Mock(side_effect=OSError(errno.EROFS, 'Read-only file system'))
+  monkeypatch.setattr(pathlib.Path, 'unlink', read_only)
+  with pytest.raises(errors.UserError, match='x'), lock.locked(tmp_path):
+    raise errors.UserError('x', 'y')
 
 
 def test_a_folder_with_something_in_it_stays(tmp_path):

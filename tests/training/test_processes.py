@@ -1,43 +1,60 @@
 """Processes train together as one does; one that stops, fails or dies takes the others along."""
 
 import os
+import pathlib
 import signal
 import socket
 import subprocess
 import sys
-import time
 from unittest import mock
 
 import jax
 import pytest
 
-from gpt_jax import errors
+from gpt_jax import errors, shutdown
 from gpt_jax.parallel import processes
-from gpt_jax.training import metrics
+from gpt_jax.training import metrics, recovery
+from tests import damage
 from tests.training import runs
 
-STEPS = 40
+pytestmark = pytest.mark.usefixtures('quick_runs')
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 16
+BAD = [60, 83]  # rows: the first of batch 5 and the last of batch 6
 LOST_SECONDS = 10  # until the others notice that a process is gone
+# Of a process, before its run.
+_CODE = """
+import os, pytest
+from gpt_jax.config import *
+from tests.training import runs
+patch = pytest.MonkeyPatch()
+runs.spoil(patch, {bad})
+runs.at_step(patch, {step}, lambda: os.kill(os.getpid(), {number}))
+def get_config(): return {config!r}
+"""
 
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   return runs.make_config(
     tmp_path_factory.mktemp('text'),
-    model__n_head=4,
-    model__n_embd=64,
-    model__block_size=64,
     train__steps=STEPS,
-    train__batch_size=32,
-    train__eval_every=20,
-    train__checkpoint_every=20,
+    train__batch_size=12,
+    train__seed=5,  # no other test has this program
+    train__max_bad_steps=len(BAD),
+    train__eval_every=8,
+    train__checkpoint_every=4,
     optimizer__learning_rate=1e-3,
     processes__heartbeat_timeout=LOST_SECONDS,
   )
 
 
-def _start(config, workdir, count, **changes):
-  """Starts so many processes of a run; `changes` may be lists, with a value for each."""
+def _start(config, workdir, count, signals=(), **changes):
+  """Starts so many processes of a run; `changes` may be lists, with a value for each.
+
+  `signals` are the process, the step that it signals itself at, and the number of the signal.
+  """
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
@@ -45,7 +62,8 @@ def _start(config, workdir, count, **changes):
   for i in range(count):
     own = {key: v[i] if isinstance(v, list) else v for key, v in changes.items()}
     file = workdir.parent / f'{workdir.name}-{i}.py'
-    file.write_text(f'from gpt_jax.config import *\ndef get_config(): return {config!r}\n')
+    step, number = next(((step, int(what)) for who, step, what in signals if who == i), (-1, 0))
+    file.write_text(_CODE.format(bad=BAD, step=step, number=number, config=config))
     flags = [f'--config.{key.replace("__", ".")}={value}' for key, value in own.items()]
     command = ['-m', 'gpt_jax.train', f'--config={file}', f'--workdir={workdir}', *flags]
     where = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(count)}
@@ -53,6 +71,7 @@ def _start(config, workdir, count, **changes):
     started.append(
       subprocess.Popen(
         [sys.executable, *command],
+        cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -68,32 +87,30 @@ def _end(started):
   return [process.returncode for process in started], written
 
 
-def _wait_for_step(workdir, step, started):
-  while not any(line['step'] >= step for line in metrics.read(workdir / 'metrics.jsonl')):
-    assert all(process.poll() is None for process in started), _end(started)
-    time.sleep(0.01)
-
-
-def test_runs_of_any_processes_are_one_run(config, tmp_path):
+def test_runs_of_any_processes_are_one_run(config, tmp_path, monkeypatch):
+  runs.spoil(monkeypatch, BAD)
   unbroken = runs.run(config, tmp_path / 'unbroken')
   broken = tmp_path / 'broken'
 
-  started = _start(config, broken, 2, mesh__cpu_devices=2, mesh__fsdp=2)
-  _wait_for_step(broken, 3, started)
-  started[1].send_signal(signal.SIGTERM)  # one is enough
-  codes, written = _end(started)
+  # It goes back at step 7. One signal is enough; that of the other comes while it already stops.
+  signals = [(1, 9, signal.SIGTERM), (0, 11, signal.SIGTERM)]
+  codes, written = _end(
+    _start(config, broken, 2, signals, mesh__cpu_devices=2, mesh__fsdp=2, mesh__tensor=2)
+  )
   assert codes == [75, 75], written
   assert [f'step 1/{STEPS}' in out for out, _ in written] == [True, False]
-  (stopped_at,) = (int(path.name) for path in (broken / 'checkpoints').iterdir())
-  assert metrics.read(broken / 'metrics.jsonl')[-1]['step'] == stopped_at < 20
+  assert metrics.read(broken / 'metrics.jsonl')[-1]['step'] == 11
+  newest = broken / 'checkpoints' / '11'
+  assert recovery.Recovery.read(newest).offset == 3
 
-  started = _start(config, broken, 4, mesh__fsdp=2, mesh__tensor=2)
-  _wait_for_step(broken, 22, started)
-  started[2].kill()
-  codes, written = _end(started)
-  assert codes.pop(2) == -signal.SIGKILL
+  file = next((newest / 'params').rglob('*'))
+  file.write_bytes(damage.damaged(file.read_bytes(), 0))
+  signals = [(1, 14, signal.SIGKILL)]
+  codes, written = _end(_start(config, broken, 3, signals))
+  assert newest.with_name('11.damaged').exists()
+  assert codes.pop(1) == -signal.SIGKILL
   assert not {0, 2, 75} & set(codes), written
-  assert all('process' in err or 'task' in err for _, err in written[:2] + written[3:])
+  assert all('process' in err or 'task' in err for _, err in written[::2])
 
   runs.run(config, broken)
   found, wanted = runs.lines(broken), runs.lines(unbroken)
@@ -111,6 +128,16 @@ def test_an_error_of_one_is_the_error_of_all(config, tmp_path):
 
 
 # Without other processes.
+
+
+def test_a_signal_that_comes_while_others_are_waited_for_counts():
+  def gather(value):
+    signal.raise_signal(signal.SIGTERM)
+    return [value, False]
+
+  with shutdown.Guard() as guard, mock.patch.object(processes, 'gather', gather):
+    processes.StopVote(guard)
+    assert guard.requested
 
 
 def test_facts_must_be_the_same_everywhere():

@@ -1,6 +1,7 @@
 """A run directory describes its run, and is left as it was if another run may not resume in it."""
 
 import json
+import os
 import types
 
 import pytest
@@ -143,6 +144,14 @@ def test_a_check_leaves_nothing_behind(tmp_path):
   run.path.mkdir(parents=True)
   run.check(_config())
   assert list(run.path.iterdir()) == []
+
+
+def test_a_run_does_not_resume_if_it_cannot_save(tmp_path, monkeypatch):
+  path = _started(tmp_path)
+  run, before = run_lib.Run(path), _files(path)
+  monkeypatch.setattr(os, 'access', lambda place, _: place != run.checkpoints)
+  assert raised.user_error(run.start, _config(**{'train.log_every': 7}), _data()).key == 'workdir'
+  assert _files(path) == before
 
 
 def test_checkpoints_without_a_config_are_not_mixed_with_new_ones(tmp_path):

@@ -183,22 +183,28 @@ def test_a_reader_changes_nothing(tmp_path):
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
 
 
+_FULL = OSError(28, 'No space left on device')
+
+
 @contextlib.contextmanager
-def _no_room(monkeypatch):
+def _no_room(monkeypatch, error=_FULL):
   """Makes no file get its name: a full disk."""
-  fail = mock.Mock(side_effect=OSError(28, 'No space left on device'))
+  fail = mock.Mock(side_effect=error)
   with monkeypatch.context() as patch:
     for name in ('pathlib.Path.rename', 'pathlib.Path.replace', 'os.rename', 'os.replace'):
       patch.setattr(name, fail)
     yield
 
 
+@pytest.mark.parametrize(
+  'error', [_FULL, ValueError("UNKNOWN: Error writing [spec='{}'] [os_error_code='28']")], ids=repr
+)
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-def test_a_failed_save_is_told_and_removed_and_the_next_one_goes_on(tmp_path, monkeypatch):
+def test_a_failed_save_is_told_and_removed_and_the_next_one_goes_on(tmp_path, monkeypatch, error):
   told: list[str] = []
   _save(tmp_path, [(1, 1.0)])
   with checkpoints_lib.Checkpoints(tmp_path, keep=1, warn=told.append) as checkpoints:
-    with _no_room(monkeypatch):
+    with _no_room(monkeypatch, error):
       checkpoints.save(2, _items(2), score=0.5, identity=_IDENTITY)
       checkpoints.wait()
     assert len(told) == 1
