@@ -27,15 +27,15 @@ def main(_: flags.FlagValues, words: list[str]) -> None:
   if action not in _ACTIONS:
     problem = f'{action!r} must be one of {", ".join(_ACTIONS)}'
     raise errors.UserError('command line', problem, knobs.suggestion(action, _ACTIONS))
-  if bool(rest) != (action == 'remove') or not all(word.isdecimal() for word in rest):
+  if not folder or bool(rest) != (action == 'remove') or not all(word.isdecimal() for word in rest):
     expected = 'RUN STEP …' if action == 'remove' else 'RUN'
     raise errors.UserError('command line', f'must be {action} {expected}', 'see --help')
   from gpt_jax.weights import run_dir  # slow to import
 
   run = run_dir.RunDir(folder)
-  if not folder or not run.checkpoints.is_dir():
+  if not run.checkpoints.is_dir():
     fix = "give a run's workdir, such as runs/quickstart"
-    raise errors.UserError(folder or 'run', 'has no checkpoints', fix)
+    raise errors.UserError(folder, 'has no checkpoints', fix)
   if action == 'remove':
     _remove(run, sorted(map(int, rest)))
   else:

@@ -32,11 +32,8 @@ def main(values: flags.FlagValues) -> None:
   with progress.Bar() as bar:
     user_cache.enable_compilation_cache()
     model = language_model.load(values.model)
-    try:
+    with errors.placed('texts', [place for place, _ in texts]):
       found = classify.classify(model, [text for _, text in texts], progress=bar.show)
-    except errors.UserError as e:
-      at = {f'texts[{i}]': place for i, (place, _) in enumerate(texts)}
-      errors.raise_all([error.at(at.get(error.key, error.key)) for error in e.all])
     size = model.config.block_size
     windows = [-(-each.tokens // size) for each in found if each.tokens > size]
     if windows:
@@ -59,7 +56,10 @@ def _texts(values: flags.FlagValues) -> list[tuple[str, str]]:
   if not values.model:
     found.append(errors.UserError('model', 'must be given', 'for example runs/sentiment'))
   if (values.text is None) == (values.texts is None):
-    found.append(errors.UserError('text', 'or `texts` must be given', 'one of them'))
+    problem = (
+      'must be given, or `texts`' if values.text is None else 'cannot be combined with `texts`'
+    )
+    found.append(errors.UserError('text', problem, 'give one of them'))
   elif values.text is not None and not knobs.is_utf8(values.text):
     found.append(errors.UserError('text', 'is not UTF-8', 'put it into a file for `texts`'))
   errors.raise_all(found)

@@ -68,6 +68,14 @@ def run(
       sys.exit(STOPPED)
     except KeyboardInterrupt:
       sys.exit(_KILLED_BY_SIGINT)
+    except MemoryError:
+      print('error: out of memory: Python gets no more; use less at a time', file=sys.stderr)
+      sys.exit(USER_ERROR)
+    except ValueError as e:
+      if 'jax' in sys.modules or 'JAX' not in str(e):  # else JAX refuses a variable when imported
+        raise
+      print(f'error: environment variable: {e}; change or unset it', file=sys.stderr)
+      sys.exit(USER_ERROR)
     except BrokenPipeError:
       sys.exit(FINISHED)  # who reads has seen enough
     except OSError as e:
@@ -141,10 +149,12 @@ def parse(
     return (flag_values, *last)
   path = pathlib.Path(flag_values.config or '')
   if not path.is_file():
-    files = ', '.join(sorted(map(str, pathlib.Path('configs').glob('*.py')))) or 'none here'
-    problem = 'no such file' if flag_values.config else 'is missing'
+    files = ', '.join(sorted(map(str, pathlib.Path('configs').glob('*.py'))))
+    problem = 'is no file' if path.exists() else 'no such file'
+    problem = problem if flag_values.config else 'must be given'
     key = f'--config={flag_values.config or "FILE.py"}'
-    raise errors.UserError(key, problem, f'files in configs: {files}')
+    fix = f'files in configs: {files}' if files else 'such as configs/quickstart.py of gpt_jax'
+    raise errors.UserError(key, problem, fix)
   values = {key: flag_values[f'config.{key}'].value for key in validation.TYPES}
   given = {key: str(value) for key, value in values.items() if value is not None}
   config, more = validation.override(validation.load(path), given)

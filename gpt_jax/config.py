@@ -17,13 +17,13 @@ class ModelConfig:
   kind: str = _knob(
     'gpt', 'Transformer (gpt), or a recurrent network to compare.', choices=('gpt', 'lstm')
   )
-  n_layer: int = _knob(12, 'Transformer blocks.', at_least=1)
+  n_layer: int = _knob(12, 'Transformer blocks.', at_least=1, at_most=1000)
   n_head: int = _knob(12, 'Attention heads per block; must divide n_embd.', at_least=1)
   n_embd: int = _knob(768, 'Width of the residual stream.', at_least=1)
   block_size: int = _knob(1024, 'Context length in tokens.', at_least=1)
   vocab_size: int = _knob(0, "Vocabulary size; 0 takes the tokenizer's.", at_least=0)
   pad_vocab_to: int = _knob(
-    128, 'Rounds the embedding up to a multiple of this; padding is never predicted.', at_least=1
+    128, 'Rounds the embedding up to a multiple of this.', at_least=1, at_most=2**16
   )
   dropout: float = _knob(
     0.0, 'Dropout rate on embeddings, attention weights and residual branches.', at_least=0, below=1

@@ -1,6 +1,7 @@
 """The two exceptions that end a command early without a defect; `gpt_jax.cli` sets exit codes."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 
 class UserError(Exception):
@@ -56,6 +57,16 @@ def raise_all(found: Sequence[UserError]) -> None:
   """Raises the errors in `found` as one, if there are any."""
   if found:
     raise found[0] if len(found) == 1 else UserErrors(found)
+
+
+@contextlib.contextmanager
+def placed(name: str, places: Sequence[str]) -> Iterator[None]:
+  """Raises user errors of the `with` block at `name[i]`, an argument, at the i-th of `places`."""
+  try:
+    yield
+  except UserError as e:
+    at = {f'{name}[{i}]': place for i, place in enumerate(places)}
+    raise_all([error.at(at.get(error.key, error.key)) for error in e.all])
 
 
 class Stopped(Exception):

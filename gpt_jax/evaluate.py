@@ -15,6 +15,10 @@ from gpt_jax import atomic, cli, config, errors, progress, user_cache, validatio
 # Config keys and arguments that errors name -> flags of this command.
 ALIASES = {'data.source': 'data', 'tokens': 'data'}
 ALIASES |= {f'data.{name}': name for name in ('text_field', 'invalid_utf8')}
+_OF_TEXTS = ('stride', 'split', 'text_field', 'invalid_utf8')
+_OF_MODELS = ('batch_size', 'limit', 'dtype', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
+# Flags that say nothing of the other kinds of data.
+_UNUSED = {'hellaswag': _OF_TEXTS, 'lambada': _OF_TEXTS, 'run': _OF_TEXTS + _OF_MODELS}
 
 
 def define_flags() -> flags.FlagValues:
@@ -80,12 +84,12 @@ def _check(values: flags.FlagValues) -> None:
     value: int | None = values[name].value
     if value is not None and value < 1:
       found.append(errors.UserError(name, f'{value} must be at least 1'))
-  if values.data.startswith(('hellaswag:', 'lambada:', 'run:')):
-    for name in ('stride', 'split'):
-      if values[name].value:
-        found.append(errors.UserError(name, 'is only for texts', f'omit it for {values.data}'))
-  if values.dtype != 'auto' and values.data.startswith('run:'):
-    found.append(errors.UserError('dtype', 'is only for texts and questions', 'omit it for a run'))
+  kind = values.data.partition(':')[0]
+  for name in _UNUSED.get(kind, ()):
+    if values[name].present:
+      found.append(errors.UserError(name, f'has no effect on {values.data}', 'omit it'))
+  if values.data.rstrip(':') in ('hellaswag', 'lambada'):
+    found.append(errors.UserError('data', 'names no file', 'such as hellaswag:hellaswag_val.jsonl'))
   if values.json and pathlib.Path(values.json).is_dir():
     found.append(errors.UserError('json', f'{values.json} is a folder', 'name a file'))
   if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():

@@ -75,6 +75,8 @@ def _check(values: flags.FlagValues) -> 'tuple[set[str], options.Request]':
     found.append(errors.UserError('prompt', 'is empty', 'give a text to look at'))
   if not knobs.is_utf8(values.prompt):
     found.append(errors.UserError('prompt', 'is not UTF-8'))
+  if values.output and pathlib.Path(values.output).is_file():
+    found.append(errors.UserError('output', f'{values.output} is a file', 'name a folder'))
   settings: dict[str, Any] = {name: values[name].value for name in _SETTINGS}
   try:
     request = options.make(**settings)

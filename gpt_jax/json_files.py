@@ -3,19 +3,30 @@
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from gpt_jax import errors
 
 _T = TypeVar('_T')
+_MOST_BYTES = 1 << 28  # what comes from /dev/zero would fill the memory
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
-  """Returns the contents of a file; raises `UserError` if it can't be read."""
+  """Returns the contents of a file; raises `UserError` if it can't be read, or is too large."""
   try:
-    return path.read_bytes()
+    with path.open('rb') as file:
+      return read_all(file, str(path))
   except OSError as e:
-    raise errors.UserError(str(path), f'cannot be read ({e.strerror})') from e
+    fix = 'check its path and its rights'
+    raise errors.UserError(str(path), f'cannot be read ({e.strerror})', fix) from e
+
+
+def read_all(file: BinaryIO, name: str) -> bytes:
+  """Returns what an open file holds; raises `UserError` if it is too much or endless."""
+  data = file.read(_MOST_BYTES + 1)
+  if len(data) > _MOST_BYTES:
+    raise errors.UserError(name, f'has more than {_MOST_BYTES >> 20} MB', 'split it')
+  return data
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def knobs(config: Any, prefix: str = '') -> Iterator[Knob]:
   """Yields every leaf of `config`, in the order of declaration."""
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(field.type) and type(value) is field.type:
       yield from knobs(value, f'{prefix}{field.name}.')
     else:
       yield Knob(prefix + field.name, field, value)
@@ -112,13 +112,16 @@ def suggestion(given: str, known: Iterable[str]) -> str:
   by_last: dict[str, list[str]] = {}
   for name in known:
     by_last.setdefault(name.rpartition('.')[2], []).append(name)
+  given = given.lower()
   section, _, last = given.rpartition('.')
   whole = [name for names in by_last.values() for name in names]
   short = [key for key in by_last if last and _initials(key) == last]
-  initials = [name for key in short for name in by_last[key] if section in name]
+  initials = [name for key in short for name in by_last[key]]
+  initials = [name for name in initials if section in name] or initials
   near = initials or difflib.get_close_matches(given, whole, n=1, cutoff=0.75)
-  near = near or by_last.get(last, [])[:1] or difflib.get_close_matches(given, whole, n=1)
-  near = near or [by_last[k][0] for k in difflib.get_close_matches(last, by_last, n=1)]
+  near = near or [name for name in whole if len(given) > 2 and name.startswith(given)][:1]
+  near = near or by_last.get(last, [])[:1]
+  near = near or [by_last[k][0] for k in difflib.get_close_matches(last, by_last, n=1, cutoff=0.63)]
   return f'did you mean {" or ".join(f"`{name}`" for name in near)}?' if near else ''
 
 

@@ -71,7 +71,7 @@ def _row(name: str, run: 'overview.Overview') -> tuple[str, ...]:
   last = run.lines[-1] if run.lines else {'step': 0, 'time': 0.0}
   rates = [line[_RATE] for line in run.lines[1:] if _RATE in line]
   rate = f'{statistics.median(rates):,.0f}' if rates else ''
-  took = str(datetime.timedelta(seconds=round(last['time'])))
+  took = str(datetime.timedelta(seconds=round(last.get('time', 0))))
   size = f'{models.parameter_count(run.config.model):,}'
   return (name, f'{last["step"]:,}', *run.best, rate, took, size)
 

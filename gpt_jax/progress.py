@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Self
 
+from gpt_jax import errors
+
 # Called several times a second with a phase, the amount done and the total; it may raise.
 Report = Callable[[str, int, int], None]
 
@@ -69,6 +71,13 @@ class Bar:
       self._bar.write(text)
     else:
       print(text, flush=True)
+
+
+def check(report: Report | None) -> None:
+  """Raises `UserError` for what is no `Report`, before work that would end with it."""
+  if report is not None and not callable(report):
+    fix = 'give a function of (phase, done, total), such as gpt_jax.progress.Bar().show'
+    raise errors.UserError('progress', f'{report!r:.80} cannot be called', fix)
 
 
 def short(number: float) -> str:

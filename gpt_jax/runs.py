@@ -43,7 +43,7 @@ def main(values: flags.FlagValues) -> None:
   ]
   if not paths:
     problem = f'{folder} has no runs' if inside else f'{folder} is no folder with runs'
-    raise errors.UserError('folder', problem, 'name the folder in which `workdir` is')
+    raise errors.UserError('folder', problem, 'name the folder of your workdirs')
   rows, found = list[tuple[str, ...]]([_HEAD]), dict[str, overview.Overview]()
   for path in paths:
     try:

@@ -60,7 +60,9 @@ def main(values: flags.FlagValues) -> None:
     print(f'made the index in {time.monotonic() - began:.1f} s: {path}', file=sys.stderr)
   index = search.open_index(path, made_of)
   began = time.monotonic()
-  found = index.search(model, [text for _, text in queries], top=values.top)
+  places, texts = zip(*queries, strict=True)
+  with errors.placed('texts', places):
+    found = index.search(model, texts, top=values.top)
   seconds = time.monotonic() - began
   print(f'searched {len(index.documents):,} documents in {seconds:.3f} s', file=sys.stderr)
   for (_, query), hits in zip(queries, found, strict=True):
@@ -85,7 +87,7 @@ def _check(values: flags.FlagValues) -> list[tuple[str, str]]:
     problem = f'{values.pooling!r} must be one of {", ".join(_POOLINGS)}'
     found.append(errors.UserError('pooling', problem, knobs.suggestion(values.pooling, _POOLINGS)))
   if not values.query and values.queries is None:
-    found.append(errors.UserError('query', 'or `queries` must be given'))
+    found.append(errors.UserError('query', 'must be given, or `queries`'))
   errors.raise_all(found)
   queries = [('query', text) for text in values.query or []]
   if values.queries is not None:
@@ -101,7 +103,7 @@ def _corpus(values: flags.FlagValues) -> Any:
   """Returns the source to search in, or the split of it; raises `UserError`."""
   from gpt_jax.data import sources
 
-  corpus = sources.open_source(values.corpus, text_field=values.text_field)
+  corpus = sources.open_single(values.corpus, text_field=values.text_field)
   parts = tuple(part for part in corpus.parts if values.split in ('', part.split))
   if not parts:
     have = ', '.join(sorted({part.split for part in corpus.parts} - {''})) or 'none'

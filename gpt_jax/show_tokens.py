@@ -87,7 +87,7 @@ def _read_text(text: str | None, file: str | None) -> str:
   else:
     if sys.stdin.isatty():
       print('Type some text, then Ctrl-D on a line of its own.', file=sys.stderr)
-    source, data = 'standard input', sys.stdin.buffer.read()
+    source, data = 'standard input', json_files.read_all(sys.stdin.buffer, 'standard input')
   try:
     return data.decode()
   except UnicodeDecodeError as e:
@@ -101,7 +101,7 @@ def _tokenizer(model: str | None, spec: str, text: str) -> Any:
 
     found = saved_model.open_model(model).tokenizer
     if found is None:
-      raise errors.UserError('model', f'{model} has no tokenizer')
+      raise errors.UserError('model', f'{model} has no tokenizer', 'put its tokenizer.json there')
     return found
   from gpt_jax.data import tokenizers
 

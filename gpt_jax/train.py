@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from gpt_jax import cli, errors, knobs, shutdown
+from gpt_jax import cli, errors, knobs, shutdown, validation
 from gpt_jax import config as config_lib
 
 
@@ -38,6 +38,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
     UserError: The config, the text, the devices or the folder doesn't allow it.
     Stopped: SIGTERM or SIGINT came; the state is saved.
   """
+  validation.validate(config)
   with shutdown.Guard() as guard:
     _train(config, workdir, guard)
 

@@ -6,6 +6,7 @@ Limits of single values are in `config.py`; the rules between values are here.
 import dataclasses
 import pathlib
 import runpy
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,14 +20,27 @@ TYPES: dict[str, Any] = {k.key: k.field.type for k in knobs.knobs(_DEFAULT)}
 
 def load(path: pathlib.Path) -> config_lib.Config:
   """Executes a config file and returns its config, not validated yet; raises `UserError`."""
+  fix = 'configs/quickstart.py is one that works'
   try:
-    config = runpy.run_path(str(path))['get_config']()
-  except Exception as e:  # a config file is a program: any exception in it is the user's
-    last = str(e).strip().splitlines()[-1:] or ['']
-    raise errors.UserError('config', f'{path} fails: {type(e).__name__}: {last[0]}') from e
+    values = runpy.run_path(str(path))
+    config = values['get_config']() if 'get_config' in values else None
+  except (Exception, SystemExit) as e:  # a config file is a program: any in it is the user's
+    frames = traceback.extract_tb(e.__traceback__)
+    line = [f', line {frame.lineno},' for frame in frames if frame.filename == str(path)][-1:]
+    last = str(e).strip().splitlines()[-1:]
+    problem = f'{path}{"".join(line)} fails: {": ".join([type(e).__name__, *last])}'
+    raise errors.UserError('config', problem, fix) from e
   if not isinstance(config, config_lib.Config):
-    raise errors.UserError('config', f'get_config() in {path} must return a gpt_jax.config.Config')
+    problem = f'{path} must have a get_config() that returns a gpt_jax.config.Config'
+    raise errors.UserError('config', problem, fix)
+  if not _has_sections(config):
+    validate(config)
   return config
+
+
+def _has_sections(config: config_lib.Config) -> bool:
+  """Returns whether each section has its type: else neither rules nor overrides find the keys."""
+  return {knob.key for knob in knobs.knobs(config)} == set(TYPES)
 
 
 def override(
@@ -66,13 +80,15 @@ def validate(config: config_lib.Config) -> None:
 
 def problems(config: config_lib.Config) -> list[errors.UserError]:
   """Returns everything that is wrong with `config`."""
+  if not isinstance(config, config_lib.Config):
+    return [errors.UserError('config', f'{config!r:.80} must be a gpt_jax.config.Config')]
   by_key = {knob.key: list(knobs.problems(knob)) for knob in knobs.knobs(config)}
 
   def valid(*keys: str) -> bool:
     return not any(by_key[key] for key in keys)
 
   found = [error for each in by_key.values() for error in each]
-  for rules in (_model_rules, _data_rules, _training_rules):
+  for rules in (_model_rules, _data_rules, _training_rules) if _has_sections(config) else ():
     found += rules(config, valid)
   return found
 
@@ -142,7 +158,7 @@ def _data_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
     elif valid('data.special_tokens'):
       every = ('bos', 'eos', 'pad', 'unk')
       allowed = {'char': every, 'byte': every[:3], 'word': every}.get(kind, ())
-      choice = f'one of {", ".join(allowed)}' if allowed else 'empty'
+      choice = f'one of {", ".join(allowed)} (separate several by spaces)' if allowed else 'empty'
       for name in data.special_tokens.split():
         if name not in allowed:
           problem = f'{name!r} must be {choice} for `data.tokenizer={data.tokenizer}`'
@@ -171,7 +187,10 @@ def _training_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
   keys = ('optimizer.schedule', 'optimizer.warmup_steps', 'optimizer.decay_steps')
   if valid('train.steps', *keys) and optimizer.schedule == 'wsd':
     room = train.steps - optimizer.warmup_steps
-    if not 1 <= optimizer.decay_steps <= room:
+    if room < 1:
+      problem = f'{optimizer.warmup_steps} must be below `train.steps` ({train.steps}) for wsd'
+      yield errors.UserError('optimizer.warmup_steps', problem)
+    elif not 1 <= optimizer.decay_steps <= room:
       problem = f'{optimizer.decay_steps} must be from 1 to {room} for wsd '
       problem += '(`train.steps` − `optimizer.warmup_steps`)'
       yield errors.UserError('optimizer.decay_steps', problem)

@@ -1,8 +1,10 @@
 """User errors end with exit code 2 and a message that names the fix, and change no file.
 
-The wording of all of them stands in messages.txt; UPDATE_MESSAGES=1 writes that file anew.
+messages.txt is the catalogue: command lines, each with a damage or none, calls from Python, and
+what they are answered. Add a mistake there; UPDATE_MESSAGES=1 writes the answers.
 """
 
+import io
 import json
 import os
 import pathlib
@@ -10,6 +12,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from unittest import mock
 
@@ -18,7 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-_SNAPSHOT = pathlib.Path(__file__).with_name('messages.txt')
+import gpt_jax
+from gpt_jax import config, train
+from gpt_jax.downstream import classify
+from tests import raised
+
+_FIXTURES = pathlib.Path(__file__).with_name('weights') / 'fixtures'
+_CATALOGUE = pathlib.Path(__file__).with_name('messages.txt')
 _CONFIG = """
 from gpt_jax import config as config_lib
 
@@ -45,22 +54,46 @@ def _write_inputs(folder):
     'array.jsonl': '["a line"]\n',
     'labels.jsonl': '{"text": "some", "is": "a"}\n{"text": "text", "is": "b"}\n' * 30,
     'one.jsonl': '{"text": "some text", "is": "a"}\n' * 30,
+    'null.jsonl': '{"text": null}\n',
+    'cut.jsonl': '{"text": "some text',
+    'plain.gz': 'some text',
     'tokenizer.json': '[]',
     'prompts.txt': 'some text\nsome Q\n',
+    'blank.txt': 'some\n\ntext\n',
     'hellaswag.jsonl': '{"ctx": "some", "endings": ["text"], "label": 0}\n',
     'lambada.jsonl': '{"text": "some"}\n',
+  }
+  make = 'from gpt_jax import config as c\n\n\ndef get_config():\n  '
+  texts |= {
+    'syntax.py': 'def get_config(:\n',
+    'imports.py': 'import numpi\n',
+    'nothing.py': 'n_layer = 4\n',
+    'exits.py': 'raise SystemExit(1)\n',
+    'dict.py': f"{make}return {{'n_layer': 4}}\n",
+    'keys.py': f'{make}return c.Config(model=c.ModelConfig(depth=4))\n',
+    'types.py': f"{make}return c.Config(model=c.ModelConfig(n_layer='4', dropout=None, bias=1))\n",
+    'section.py': f"{make}return c.Config(model={{'n_layer': 4}}, data='text.txt')\n",
+    'frozen.py': f'{make}made = c.Config()\n  made.model.n_layer = 4\n  return made\n',
   }
   gpt2 = {'model_type': 'gpt2', 'n_layer': 1, 'n_head': 2, 'n_embd': 8, 'n_positions': 8}
   gpt2_json, index = json.dumps(gpt2 | {'vocab_size': 13}), {'weight_map': {'wte': 'a.safetensors'}}
   texts |= {'pickle/config.json': gpt2_json, 'pickle/pytorch_model.bin': ''}
   texts |= {'index/config.json': gpt2_json, 'index/model.safetensors.index.json': json.dumps(index)}
   texts |= {'untyped/config.json': '{}', 'untyped/model.safetensors': ''}
+  texts |= {'llama/config.json': '{"model_type": "llama"}', 'llama/model.safetensors': ''}
+  texts |= {'sizes/config.json': '{"model_type": "gpt2"}', 'sizes/model.safetensors': ''}
+  pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n'
+  texts |= {'lfs/config.json': gpt2_json, 'lfs/model.safetensors': pointer}
   for name, content in texts.items():
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(content)
   (folder / 'latin1.txt').write_bytes('café au lait'.encode('latin-1'))
   pq.write_table(pa.table({'content': ['some text'] * 9}), folder / 'column.parquet')
   np.array([1, 2, 3] * 50 + [257, 4], '<u2').tofile(folder / 'ids.bin')
+  (folder / 'utf16.txt').write_bytes('some text'.encode('utf-16'))
+  shutil.copytree(_FIXTURES / 'huggingface' / 'tied', folder / 'published')
+  (folder / 'openai').mkdir()
+  shutil.copy(_FIXTURES / 'openai_tiny' / 'hparams.json', folder / 'openai')
   (folder / 'odd.bin').write_bytes(b'\1\0\1')
 
 
@@ -88,13 +121,6 @@ def trained(tmp_path_factory):
   return folder
 
 
-@pytest.fixture
-def here(trained, tmp_path, monkeypatch):
-  """A copy of that folder to work in, and to damage."""
-  shutil.copytree(trained, tmp_path / 'here')
-  monkeypatch.chdir(tmp_path / 'here')
-
-
 def _store():
   """Returns the token store of text.txt here."""
   shutil.rmtree('cache')
@@ -119,6 +145,11 @@ def _edit_config(**values):
 def _replace_by_a_folder(path):
   path.unlink()
   path.mkdir()
+
+
+def _remove_manifests():
+  for path in pathlib.Path('run/checkpoints').glob('*/manifest.json'):
+    path.unlink()
 
 
 def _empty_arrays():
@@ -152,194 +183,78 @@ _DAMAGE = {
   'a step of text in metrics.jsonl': lambda: _METRICS.write_text('{"step": "1"}\n'),
   'a folder for metrics.jsonl': lambda: _replace_by_a_folder(_METRICS),
   'no arrays': _empty_arrays,
+  'no manifests': _remove_manifests,
+  'text for n_layer in config.json': lambda: _edit_config(n_layer='one'),
+  'null in metrics.jsonl': lambda: _METRICS.write_text('null\n'),
+  'more text in text.txt': lambda: pathlib.Path('text.txt').write_text('more text\n' * 99),
+  'no text.txt': pathlib.Path('text.txt').unlink,
 }
-
-# Command lines, each with a damage or none. `train` starts a new workdir unless it names one.
-_CASES = [
-  line.strip()
-  for line in r"""
-  train --config.data.source=text:nonesuch.txt
-  train --config.data.source=text:*.md
-  train --config.data.source=text:.
-  train --config.data.source=text:empty.txt
-  train --config.data.source=text:short.txt
-  train --config.data.source=text:latin1.txt
-  train --config.data.source=txt:text.txt
-  train --config.data.source=text.txt
-  train --config.data.source=nonesuch
-  train --config.data.source=builtin:shakespeare
-  train --config.data.source=jsonl:field.jsonl
-  train --config.data.source=jsonl:array.jsonl
-  train --config.data.source=parquet:column.parquet
-  train --config.data.source=tokens:ids.bin --config.data.tokenizer=byte
-  train --config.data.source=tokens:odd.bin --config.data.tokenizer=byte
-  train --config.data.source=tokens:ids.bin
-  train --config.data.source='0*text:text.txt + 1*jsonl:good.jsonl'
-  train --config.data.split=given
-  train --config.data.chunks=sentences --config.data.min_length=2 --config.data.max_length=8
-  train --config.data.label_field=is --config.data.source=jsonl:field.jsonl
-  train --config.data.label_field=is
-  train --config.task=classify
-  train --config.task=classify --config.data.label_field=is --config.data.source=jsonl:one.jsonl
-  train --config.model.kind=lstm
-  train --config.model.clusters=9 --config.data.row_length=5 --config.data.lowercase=true
-  train --config.data.tokenizer=gpt2 --config.data.special_tokens=bos
-  train --config.data.tokenizer=hf:none.json
-  train --config.data.tokenizer=hf:tokenizer.json
-  train # a flipped bit in the token store
-  train # a flipped bit in the manifest
-  train # no shard
-  train # no documents
-  train --config.model.n_embd=9
-  train --config.train.gradient_accumulation=3
-  train --config.model.vocab_size=5
-  train --config.train.seed=99999999999999999999
-  train --config.mesh.data=3
-  train --config.train.batch_size=7
-  train --config.train.steps=99999999999999999999
-  train --config.model.n_embd=16777216
-  train --config.train.batch_size=1000000000
-  train --config.mesh.cpu_devices=100000
-  train --config.optimizer.lr=1 --steps=5 --lr=1 --batchsize=4
-  train --config.mesh.data=0 --config.optimizer.clip=-1 --config.modle.n_head=1 x
-  train --workdir=text.txt
-  train --workdir=text.txt/a/run
-  train --workdir=/proc/run
-  train --workdir=run --config.model.n_embd=16
-  train --workdir=run --config.train.steps=3
-  train --workdir=run --config.data.seed=1 --config.optimizer.clip=2 --config.train.log_every=3
-  train --workdir=run # no config.json
-  train --workdir=run # a step of text in metrics.jsonl
-  train --workdir=run # a folder for metrics.jsonl
-  train --config.init_from=text.txt
-  train --config.init_from=run --config.model.n_embd=16
-  train --config.init_from=run --config.data.source=text:other.txt
-  sample
-  sample --model=nonesuch
-  sample --model=pickle
-  sample --model=index
-  sample --model=untyped
-  sample --model=.
-  sample --model=text.txt/run
-  sample --model=run # no checkpoints
-  sample --model=run/checkpoints/9
-  sample --model=run # an empty config.json
-  sample --model=run # an empty tokenizer.json
-  sample --model=run # a binary config.json
-  sample --model=run # a binary tokenizer.json
-  sample --model=run # a misspelt key in config.json
-  sample --model=run # a tokenizer.json of no known kind
-  sample --model=run # no tokenizer.json
-  sample --model=run # no config.json
-  sample --model=run # the config.json of another run
-  sample --model=run # the tokenizer.json of another run
-  sample --model=run # a config.json without a vocabulary
-  sample --model=run/checkpoints/2 # no arrays
-  sample --model=run --prompt=Q
-  sample --model=run --prompts=prompts.txt
-  sample --model=run --prompts=nonesuch.txt
-  sample --model=run --prompts=empty.txt
-  sample --model=run --prompt='some text to learn'
-  sample --model=run --prompt=x --prompts=prompts.txt
-  sample --model=run --max_new_tokens=0
-  sample --model=run --num_samples=0
-  sample --model=run --num_samples=1000000000
-  sample --model=run --temperature=-1
-  sample --model=run --temperature=nan
-  sample --model=run --temperature=hot
-  sample --model=run --top_k=-1 --seed=4294967296 --log_probs
-  sample --model=run --max_new_tokes=5
-  sample --model=run some
-  sample --model=run --num_beams=4 --max_new_tokens=50
-  sample --model=run --num_beams=4 --top_p=0.5 --temperature=0.5
-  sample --model=run --length_penalty=2
-  sample --model=run --stop='\q'
-  sample --model=run --ban=some
-  sample --model=run --logit_bias=s
-  sample --model=run --draft=nonesuch
-  sample --model=run --interactive --json
-  evaluate --model=run
-  evaluate --model=run --data=run:test
-  evaluate --model=run --data=run:train
-  evaluate --model=classifier --data=text:text.txt
-  evaluate --model=run --data=text:nonesuch.txt
-  evaluate --model=run --data=text:empty.txt
-  evaluate --model=run --data=text:text.txt --stride=9
-  evaluate --model=run --data=text:text.txt --split=test
-  evaluate --model=run --data=hellaswag:hellaswag.jsonl
-  evaluate --model=run --data=lambada:lambada.jsonl
-  evaluate --model=run --data=lambada:lambada.jsonl --stride=2
-  evaluate --model=run --data=run:test --dtype=int8
-  sample --model=run --dtype=int4
-  evaluate --model=run --data=text:text.txt --json=none/x.json
-  evaluate --model=run --data=text:text.txt --json=/proc/x.json
-  sample --model=classifier
-  convert --model=classifier --output=exported
-  convert --model=run
-  convert --model=run --output=text.txt
-  convert --model=run --output=text.txt/x
-  classify --model=run --text=some
-  classify --model=classifier
-  classify --model=classifier --text=' '
-  classify --model=classifier --texts=prompts.txt
-  search --model=run
-  search --model=run --corpus=text:nonesuch.txt --query=some
-  search --model=run --corpus=text:text.txt --query=some --pooling=means --top=0
-  search --model=run --corpus=text:text.txt --query=Q --index=run
-  inspect --model=run --prompt=some --picture=attentoin
-  inspect --picture=loss
-  inspect --model=run --prompt='some text to learn'
-  inspect --model=classifier --prompt=some --picture=lens
-  plot
-  plot run nonesuch --outptu=x.png
-  plot run classifier
-  plot run --output=/proc/x.png
-  plot run # a step of text in metrics.jsonl
-  runs --folder=nonesuch
-  bench
-  bench trian --rows=0
-  bench train --peer=nanogpt:none
-  show_tokens --text=some --file=text.txt
-  show_tokens --text=some --color=red
-  show_tokens --text=some --tokenizer=chars
-  show_tokens --model=nonesuch --text=some
-  prepare --config.data.source=jsonl:nonesuch.jsonl
-  """.strip().splitlines()
-]
 
 
 def _files():
-  """Returns each path here with its content and time; the cache and Python's own aside."""
+  """Returns each path here with its size and time; the cache and Python's own aside."""
   return {
     # A lock comes and goes, which changes the time of its folder.
-    path: (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None
+    path: (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
     for path in pathlib.Path().rglob('*')
     if path.parts[0] != 'cache' and '__pycache__' not in path.parts
   }
 
 
-def _read_snapshot():
-  entries = _SNAPSHOT.read_text(encoding='utf-8').split('\n$ ') if _SNAPSHOT.exists() else []
-  return dict(entry.strip().removeprefix('$ ').split('\n', 1) for entry in entries)
+def _read_catalogue():
+  """Returns each command line and each call with the message it is answered."""
+  entries = re.split(r'^(?=\$ |>>> )', _CATALOGUE.read_text(encoding='utf-8'), flags=re.MULTILINE)
+  return {line: text.strip() for line, _, text in (e.partition('\n') for e in entries if e)}
 
 
-_seen: dict[str, str] = {}
+_MESSAGES = _read_catalogue()
 
 
-@pytest.mark.parametrize('case', _CASES)
+@pytest.fixture(scope='module')
+def answer():
+  """Compares a message with that of the catalogue, or puts it there."""
+
+  def check(line, message):
+    if os.environ.get('UPDATE_MESSAGES'):
+      _MESSAGES[line] = message
+    else:
+      assert message == _MESSAGES[line]
+
+  yield check
+  if os.environ.get('UPDATE_MESSAGES'):
+    _CATALOGUE.write_text('\n'.join(f'{line}\n{text}\n' for line, text in _MESSAGES.items()))
+
+
+def _as_typed(line, monkeypatch):
+  """Runs a command line, `train` in a new workdir unless it names one; returns its exit code."""
+  words = shlex.split(line)
+  while '=' in words[0]:
+    monkeypatch.setenv(*words.pop(0).split('=', 1))
+  if words[-1].startswith('<'):
+    file = io.TextIOWrapper(io.BytesIO(pathlib.Path(words.pop()[1:]).read_bytes()))
+    monkeypatch.setattr(sys, 'stdin', file)
+  if words[0] == 'train' and '--workdir' not in line:
+    words.append('--workdir=new')
+  return _run(*words)
+
+
+@pytest.mark.parametrize('line', [line for line in _MESSAGES if line.startswith('$')])
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.filterwarnings('ignore:.*found in sys.modules:RuntimeWarning')
-def test_a_user_error_names_the_fix_and_changes_nothing(here, case, monkeypatch, capsys):
-  line, _, damage = case.partition(' # ')
-  name, *args = shlex.split(line)
+def test_a_user_error_names_the_fix_and_changes_nothing(
+  trained, answer, line, tmp_path, monkeypatch, capsys
+):
+  command, _, damage = line.removeprefix('$ ').partition(' # ')
+  folder = trained
+  if damage:
+    folder = shutil.copytree(trained, tmp_path / 'here')
+  monkeypatch.chdir(folder)
   if damage:
     _DAMAGE[damage]()
-  if name == 'train' and '--workdir' not in line:
-    args.append('--workdir=new')
   monkeypatch.setenv('COLUMNS', '80')
   before = _files()
   capsys.readouterr()
-  code = _run(name, *args)
+  code = _as_typed(command, monkeypatch)
   message = capsys.readouterr().err.replace(os.getcwd(), 'HERE')
   message = re.sub('[0-9a-f]{32}', 'HASH', message)  # Orbax's names of files
   message = re.sub('-[0-9a-f]{12}', '-HASH', message)  # the name of a token store
@@ -348,13 +263,53 @@ def test_a_user_error_names_the_fix_and_changes_nothing(here, case, monkeypatch,
   assert code == 2, message
   assert 'Traceback' not in message and '\n\n' not in message
   assert _files() == before
-  if os.environ.get('UPDATE_MESSAGES'):
-    _seen[case] = message
-  else:
-    assert message == _read_snapshot().get(case)
+  answer(line, message)
 
 
-def test_every_message_of_the_snapshot_is_still_given():
-  if os.environ.get('UPDATE_MESSAGES'):
-    _SNAPSHOT.write_text('\n'.join(f'$ {case}\n{text}\n' for case, text in _seen.items()))
-  assert list(_read_snapshot()) == _CASES
+@pytest.fixture(scope='module')
+def names(trained):
+  """What the calls of the catalogue use."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(trained)
+    loaded = {'model': gpt_jax.load('run'), 'classifier': gpt_jax.load('classifier')}
+  return loaded | {
+    'gpt_jax': gpt_jax,
+    'classify': classify,
+    'config': config,
+    'np': np,
+    'train': train,
+    'inf': float('inf'),
+    'nan': float('nan'),
+  }
+
+
+@pytest.mark.parametrize('line', [line for line in _MESSAGES if line.startswith('>>>')])
+def test_a_wrong_argument_is_a_user_error(trained, answer, names, line, monkeypatch):
+  monkeypatch.chdir(trained)
+  before = _files()
+  answer(line, str(raised.user_error(eval, line.removeprefix('>>> '), names)))
+  assert _files() == before
+
+
+@pytest.mark.parametrize(
+  'call',
+  [
+    'gpt_jax.load()',
+    "gpt_jax.load('run', device='cuda')",
+    'model.generate()',
+    "model.generate('some', 5)",
+    "model.embed('some', layer=3)",
+    'config.ModelConfig(depth=4)',
+  ],
+)
+def test_a_call_that_python_refuses_is_a_type_error(names, call):
+  with pytest.raises(TypeError):
+    eval(call, names)
+
+
+def test_a_variable_that_jax_refuses_is_named():
+  command = [sys.executable, '-m', 'gpt_jax.sample', '--model=run']
+  env = os.environ | {'JAX_DEBUG_NANS': 'perhaps'}
+  done = subprocess.run(command, env=env, capture_output=True, text=True)
+  assert done.returncode == 2 and 'JAX_DEBUG_NANS' in done.stderr
+  assert 'Traceback' not in done.stderr

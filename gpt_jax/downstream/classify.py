@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_jax import errors, progress
 from gpt_jax.data import tokenizers
-from gpt_jax.generation import language_model
+from gpt_jax.generation import language_model, prompts
 from gpt_jax.models import classifier
 
 
@@ -24,7 +24,7 @@ class Prediction(NamedTuple):
 
 def classify(
   model: language_model.LanguageModel,
-  texts: Sequence[str],
+  texts: str | Sequence[str],
   *,
   progress: progress.Report | None = None,
 ) -> list[Prediction]:
@@ -40,7 +40,7 @@ def classify(
   if model.tokenizer is None:
     raise errors.UserError('model', 'has no tokenizer', 'put its tokenizer.json there')
   documents, found = [], []
-  for i, text in enumerate(texts):
+  for i, text in enumerate(prompts.as_list(texts, key='texts')):
     try:
       documents.append(_document(model.tokenizer, text))
     except errors.UserError as e:
@@ -59,7 +59,8 @@ def classify(
 
 def _document(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
   """The tokens of a text as it is in a token store, with bos and eos."""
+  ids = tokenizer.encode(text).tolist()
   if not text.strip():
     raise errors.UserError('text', 'is empty')
   bos, eos = ([] if i is None else [i] for i in (tokenizer.bos_id, tokenizer.eos_id))
-  return [*bos, *tokenizer.encode(text).tolist(), *eos]
+  return [*bos, *ids, *eos]

@@ -114,11 +114,8 @@ def build(
     with atomic.new_folder(path) as folder:
       for places, texts in _batches(corpus, invalid_utf8):
         size = sum(map(len, texts))
-        try:
+        with errors.placed('texts', places):
           vectors.append(model.embed(texts, pooling=_before(pooling), progress=show))
-        except errors.UserError as e:
-          at = {f'texts[{i}]': place for i, place in enumerate(places)}
-          errors.raise_all([error.at(at.get(error.key, error.key)) for error in e.all])
         for place, text in zip(places, texts, strict=True):
           snippet = _SPACE.sub(' ', text[: 2 * _SNIPPET])[:_SNIPPET]
           begins.append(f'{place}\t{snippet}'.encode())

@@ -60,6 +60,9 @@ def open_tokens(
 def _parts(spec: str, tokenizer: tokenizers.Tokenizer, text_field: str) -> list[tuple[str, Any]]:
   """The split of each part, and its text or its tokens."""
   if os.path.isdir(spec):
+    if not os.path.isfile(os.path.join(spec, store.MANIFEST)):
+      problem = f'{spec} is a folder, but no token store: it has no {store.MANIFEST}'
+      raise errors.UserError('data', problem, f'for the text in it: text:{spec}/*.txt')
     kept = store.Store.open(spec)
     if kept.manifest.tokenizer_hash != tokenizer.hash:
       problem = f'{spec} has tokens of another tokenizer than the model'
@@ -67,7 +70,4 @@ def _parts(spec: str, tokenizer: tokenizers.Tokenizer, text_field: str) -> list[
     return list(zip(kept.shard_splits, kept.tokens.shards, strict=True))
   if spec.startswith(pretokenized.SCHEME):
     return [(file.split, file.tokens) for file in pretokenized.find(spec)]
-  ((weight, only), *others) = sources.parse_mixture(spec)
-  if others or weight is not None:
-    raise errors.UserError('data', f'{spec} is a mixture', 'give one source, without a weight')
-  return [(part.split, part) for part in sources.open_source(only, text_field=text_field).parts]
+  return [(part.split, part) for part in sources.open_single(spec, text_field=text_field).parts]

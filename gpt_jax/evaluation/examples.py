@@ -22,7 +22,8 @@ def read(path: str, parse: Callable[[Any], Example], limit: int | None) -> list[
   """
   found: list[Example] = []
   with files.open_binary(pathlib.Path(path).expanduser()) as file:
-    for number, line in enumerate(file, 1):
+    lines = iter(lambda: file.readline(files.MOST_HELD), b'')  # /dev/zero is one without end
+    for number, line in enumerate(lines, 1):
       if len(found) == limit:
         break
       try:
@@ -31,9 +32,10 @@ def read(path: str, parse: Callable[[Any], Example], limit: int | None) -> list[
       except errors.UserError as e:
         raise e.at(f'{path}, line {number:,}') from e
       except (ValueError, RecursionError) as e:
-        raise errors.UserError(f'{path}, line {number:,}', f'is not JSON ({e})') from e
+        place, fix = f'{path}, line {number:,}', 'give a file with a JSON object on each line'
+        raise errors.UserError(place, f'is not JSON ({e})', fix) from e
   if not found:
-    raise errors.UserError(path, 'has no examples')
+    raise errors.UserError(path, 'has no examples', 'get it again')
   return found
 
 

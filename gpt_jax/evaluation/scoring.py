@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import errors, models
+from gpt_jax import errors, models, oom
 from gpt_jax.generation import language_model, loop
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import sharding
@@ -44,7 +44,8 @@ class Scorer:
   def __init__(self, model: language_model.LanguageModel, *, batch_size: int) -> None:
     """Compiles nothing yet.
 
-    Raises `UserError` if the model has no tokenizer, or its devices don't divide `batch_size`.
+    Raises `UserError` if the model has no tokenizer, or its devices don't divide `batch_size` or
+    have no room for it.
     """
     if model.tokenizer is None:
       raise errors.UserError('model', 'has no tokenizer', 'add its tokenizer.json to the directory')
@@ -56,6 +57,8 @@ class Scorer:
     self._mesh = mesh_lib.mesh_of(model.params)
     forward = functools.partial(_forward, models.make(model.config))
     self._forward = jax.jit(sharding.on_mesh(self._mesh, forward))
+    size = 4 * (self.config.block_size + self.config.hidden_width)
+    oom.check('batch_size', f'{batch_size} windows', batch_size * size)
     parts = self._mesh.shape['data'] * self._mesh.shape['fsdp'] if self._mesh else 1
     if batch_size % parts:
       problem = f'{batch_size} must be divisible by {parts}, the size of mesh axis data × fsdp'

@@ -65,7 +65,7 @@ class LanguageModel:
         some are invalid, `UserError` names all of them.
     """
     request = _request(request, arguments)
-    prompts = [prompts] if isinstance(prompts, str) else prompts
+    progress_lib.check(progress)
     ids = prompts_lib.encode_all(self.config, self.tokenizer, prompts)
     rows = [rows_lib.Row(i, self.tokenizer, stop=request.stop, log_probs=log_probs) for i in ids]
     for _ in self._run(rows, request, patience=_BATCH_PATIENCE):
@@ -175,7 +175,7 @@ class LanguageModel:
       raise errors.UserError('batch_size', f'{batch_size!r} must be a whole number, at least 1')
     if pooling not in POOLINGS:
       raise errors.UserError('pooling', f'{pooling!r} must be one of {", ".join(POOLINGS)}')
-    texts = [texts] if isinstance(texts, str) else texts
+    progress_lib.check(progress)
     endless, size = dataclasses.replace(self.config, block_size=sys.maxsize), self.config.block_size
     ids = prompts_lib.encode_all(endless, self.tokenizer, texts, key='texts')
     of_each = [range(0, len(row), size)[0 if pooling == 'mean' else -1 :] for row in ids]

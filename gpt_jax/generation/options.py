@@ -14,6 +14,7 @@ from gpt_jax.generation import settings as settings_lib
 
 Token = str | int
 _DRAWS = ('temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'seed')
+_MOST_BIAS = 1e37  # float32 has room for some of them
 _DEFAULTS = {knob.key: knob.value for knob in knobs.knobs(settings_lib.Settings())}
 
 
@@ -53,7 +54,9 @@ def make(
     if name in _DEFAULTS:
       plain[name] = value.item() if isinstance(value, np.generic) else value
     else:
-      found.append(errors.UserError(name, 'no such option', knobs.suggestion(name, _DEFAULTS)))
+      near = knobs.suggestion(name, _DEFAULTS)
+      fix = near or 'see gpt_jax.generation.settings'
+      found.append(errors.UserError(name, 'no such option', fix))
   settings = dataclasses.replace(settings_lib.Settings(), **plain)
   invalid = [error for knob in knobs.knobs(settings) for error in knobs.problems(knob)]
   least, most, beams = settings.min_new_tokens, settings.max_new_tokens, settings.num_beams
@@ -99,11 +102,13 @@ def bias(
   biases: list[Any] = [*(('logit_bias', *item) for item in request.logit_bias.items()), *banned]
   bias_V, found = np.zeros(config.padded_vocab_size, np.float32), []
   for key, token, value in biases:
-    if not isinstance(value, numbers.Real) or np.isnan(float(value)) or float(value) == np.inf:
-      found.append(errors.UserError(key, f'{value!r} for {token!r} must be a number, or -inf'))
+    number = float(value) if isinstance(value, numbers.Real) else np.nan
+    if not (abs(number) <= _MOST_BIAS or number == -np.inf):
+      problem = f'{value!r} for {token!r} must be a number, at most {_MOST_BIAS:g}, or -inf'
+      found.append(errors.UserError(key, problem))
       continue
     try:
-      bias_V[_token_id(config, tokenizer, token)] += value
+      bias_V[_token_id(config, tokenizer, token)] += number
     except errors.UserError as e:
       found.append(e.at(key))
   errors.raise_all(found)

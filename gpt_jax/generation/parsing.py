@@ -1,10 +1,12 @@
 """Parsing of the command line and of files of lines: escapes, tokens, biases."""
 
+import contextlib
 import pathlib
 import re
 import sys
+from typing import Any
 
-from gpt_jax import errors
+from gpt_jax import errors, json_files
 
 _ESCAPES = {r'\n': '\n', r'\t': '\t', r'\\': '\\'}
 
@@ -54,10 +56,12 @@ def read_lines(path: str, *, key: str, kind: str) -> list[tuple[str, str]]:
   try:
     if path == '-' and sys.stdin.isatty():
       print(f'Write a {kind} on each line; Ctrl-D ends them.', file=sys.stderr)
-    file = pathlib.Path(path).expanduser()
-    data = sys.stdin.buffer.read() if path == '-' else file.read_bytes()
+    opened: Any = contextlib.nullcontext(sys.stdin.buffer)
+    with opened if path == '-' else pathlib.Path(path).expanduser().open('rb') as file:
+      data = json_files.read_all(file, name)
   except OSError as e:
-    raise errors.UserError(key, f'{name} cannot be read: {e.strerror}') from e
+    fix = 'check its path and its rights'
+    raise errors.UserError(key, f'{name} cannot be read ({e.strerror})', fix) from e
   if not data:
     raise errors.UserError(key, f'{name} is empty', f'write a {kind} on each line')
   lines, found = [], []

@@ -44,17 +44,14 @@ def encode(
 def encode_all(
   config: config_lib.ModelConfig,
   tokenizer: tokenizers.Tokenizer | None,
-  prompts: Sequence[Prompt],
+  prompts: str | Sequence[Prompt],
   *,
   key: str = 'prompts',
 ) -> list[list[int]]:
   """Returns the token ids of all prompts; raises `UserError` at `key[i]` for invalid ones."""
-  if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | Mapping):
-    problem = f'{prompts!r} must be a list, of texts or of lists of token ids'
-    raise errors.UserError(key, problem)
   ids, found = [], []
   known: dict[str | int, list[int]] = {}  # a repeated text is encoded once
-  for i, prompt in enumerate(prompts):
+  for i, prompt in enumerate(as_list(prompts, key=key)):
     name = prompt if isinstance(prompt, str) else i
     try:
       if name not in known:
@@ -64,6 +61,16 @@ def encode_all(
       found.append(e)
   errors.raise_all(found)
   return ids
+
+
+def as_list(texts: Any, *, key: str) -> Iterable[Any]:
+  """Returns texts or lists of token ids; one text is a list of one; raises `UserError` at `key`."""
+  if isinstance(texts, str):
+    return [texts]
+  if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
+    problem = f'{texts!r:.80} must be a list, of texts or of lists of token ids'
+    raise errors.UserError(key, problem)
+  return texts
 
 
 def as_array(values: Any) -> np.ndarray:
@@ -77,7 +84,8 @@ def as_array(values: Any) -> np.ndarray:
 def check(config: config_lib.ModelConfig, ids_L: np.ndarray, *, key: str) -> None:
   """Raises `UserError` at `key` unless the model can read `ids_L`."""
   if not np.issubdtype(ids_L.dtype, np.integer):
-    raise errors.UserError(key, f'token ids are {ids_L.dtype}, must be integers')
+    kind = type(ids_L.flat[0].item()).__name__ if ids_L.size else ids_L.dtype
+    raise errors.UserError(key, f'token ids must be integers, not {kind}')
   outside = ids_L[(ids_L < 0) | (ids_L >= config.vocab_size)]
   if outside.size:
     problem = f'token id {outside[0]} is outside the vocabulary, 0 to {config.vocab_size - 1}'

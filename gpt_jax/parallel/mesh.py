@@ -23,11 +23,17 @@ def start(mesh: config_lib.MeshConfig) -> None:
   A program on one such device then runs in the thread that calls it: malloc can keep its memory,
   see `cpu_memory`, and a step's is freed before the next one takes its own.
 
-  To be called before JAX first looks at its devices; has no effect on accelerators.
+  To be called before JAX first looks at its devices; has no effect on accelerators. A program that
+  has used JAX already keeps its devices; raises `UserError` if it needs more.
   """
   jax.config.update('jax_cpu_enable_async_dispatch', False)
   if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-    jax.config.update('jax_num_cpu_devices', mesh.cpu_devices)
+    try:
+      jax.config.update('jax_num_cpu_devices', mesh.cpu_devices)
+    except RuntimeError as e:
+      if mesh.cpu_devices > 1:
+        problem = f'{mesh.cpu_devices} are too late: this program has used JAX already'
+        raise errors.UserError('mesh.cpu_devices', problem, 'train before that') from e
 
 
 def find_devices() -> list[jax.Device]:

@@ -67,9 +67,11 @@ def joined(config: config_lib.Config) -> Iterator[None]:
 
 
 def _initialize(config: config_lib.ProcessesConfig) -> None:
-  count = config.count or int(os.environ.get('JAX_NUM_PROCESSES', 0))
-  index = config.index if config.index >= 0 else int(os.environ.get('JAX_PROCESS_ID', -1))
+  count = config.count or _number_in('JAX_NUM_PROCESSES', 0)
+  index = config.index if config.index >= 0 else _number_in('JAX_PROCESS_ID', -1)
   address = config.coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
+  if address and not address.rpartition(':')[2].isdecimal():
+    raise errors.UserError('processes.coordinator', f'{address!r} must be HOST:PORT')
   alone = not (address or count or index >= 0)
   if jax.distributed.is_initialized():
     return
@@ -93,7 +95,19 @@ def _initialize(config: config_lib.ProcessesConfig) -> None:
     in_use = 'must be called before' in str(e)  # JAX, by a Python program
     if alone and (not_found or in_use):
       return
-    raise errors.UserError('processes.coordinator', str(e)) from e
+    fix = 'give HOST:PORT of process 0, `processes.count` and `processes.index`'
+    raise errors.UserError('processes.coordinator', str(e), fix) from e
+
+
+def _number_in(variable: str, default: int) -> int:
+  """Returns the value of an environment variable; raises `UserError` if it isn't a number."""
+  text = os.environ.get(variable, str(default))
+  try:
+    return int(text)
+  except ValueError as e:
+    raise errors.UserError(
+      variable, f'{text!r} must be a whole number', 'correct or unset it'
+    ) from e
 
 
 def is_primary() -> bool:

@@ -32,7 +32,7 @@ def read(path: pathlib.Path) -> list[Line]:
   for number, line in enumerate(lines, 1):
     try:
       found.append(_parse(line))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
       problem = f'line {number} is damaged ({e})'
       raise errors.UserError(str(path), problem, 'remove the line, or move the file away') from e
   return found
@@ -40,8 +40,11 @@ def read(path: pathlib.Path) -> list[Line]:
 
 def _parse(text: str) -> Line:
   """Returns the values of a line, the step first."""
-  line = {k: math.nan if v is None else v for k, v in json.loads(text).items()}
-  step: float = line['step']
+  values = json.loads(text)
+  if not isinstance(values, dict):
+    raise ValueError('not a JSON object')
+  line = {k: math.nan if v is None else v for k, v in values.items()}
+  step: float = line.get('step', -1)
   if type(step) is not int or step < 0 or any(type(v) not in (int, float) for v in line.values()):
     raise ValueError('step must be a number from 0 on, others numbers or null')
   return {'step': step, **line}

@@ -1,5 +1,6 @@
 """Pictures of losses: loss.png of a run, and several runs beside each other."""
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -44,7 +45,10 @@ def compare(runs: Mapping[str, Sequence[metrics.Line]], path: pathlib.Path, *, k
     style = ('-', '--', ':')[i // 10 % 3]  # there are ten colors
     marks = [k for k, line in enumerate(measured) if line['step'] == best_step]
     for ax, x, per in zip(axes, ('step', 'time'), (1, 60), strict=True):
-      xs, values = [line[x] / per for line in measured], [line[key] for line in measured]
+      xs, values = (
+        [line.get(x, math.nan) / per for line in measured],
+        [line[key] for line in measured],
+      )
       ax.plot(xs, values, style, marker='o', markersize=7, markevery=marks, label=name)
       ax.grid(alpha=0.3)
   unit = 'loss (nats per token)' if key == 'val/loss' else key.removeprefix('val/')

@@ -69,11 +69,12 @@ def check_memory(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
   Counts the least, without a look at the data: the blocks' matrices; a hidden state a token.
   """
   model, train, shape = config.model, config.train, mesh.shape
-  width = model.n_embd
-  size = 12 * width**2 if model.kind == 'gpt' else 4 * model.lstm_width**2
+  size = 12 * model.n_embd**2 if model.kind == 'gpt' else 4 * model.lstm_width**2
   copies = 1 if model.lora_rank or model.freeze_body else 3  # Adam has two moments of each value
   state = 4 * copies * model.n_layer * size / (shape['fsdp'] * shape['tensor'])
-  oom.check('model.n_embd', f'{width} × `model.n_layer` ({model.n_layer}): the parameters', state)
+  key = 'n_embd' if model.kind == 'gpt' else 'lstm_width'
+  what = f'{getattr(model, key)} × `model.n_layer` ({model.n_layer}): the parameters'
+  oom.check(f'model.{key}', what, state)
   tokens = train.batch_size * config.row_length / (shape['data'] * shape['fsdp'])
   hidden = tokens / train.gradient_accumulation * model.n_layer * model.hidden_width
   rows = f'{train.batch_size} sequences of {config.row_length} tokens (`model.block_size`)'

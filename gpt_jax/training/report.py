@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import jax
 
-from gpt_jax import knobs, models, progress
+from gpt_jax import errors, knobs, models, progress
 from gpt_jax.data import loader
 from gpt_jax.models import lora
 from gpt_jax.parallel import mesh as mesh_lib
@@ -54,15 +54,19 @@ def compile_program(
   """Compiles both steps; prints the time it took and the memory that training takes.
 
   `kernels` as of `Program.compile`. With `attention` auto, XLA's is taken if cuDNN's was chosen and
-  doesn't work here.
+  doesn't work here. Raises `UserError` if another `attention` doesn't.
   """
   began = time.monotonic()
   try:
     program = program.compile(kernels)
   except (RuntimeError, ValueError, NotImplementedError) as e:  # as the library is missing or old
-    if (attention, program.config.model.attention) != ('auto', 'cudnn'):
+    chosen, is_oom = program.config.model.attention, 'RESOURCE_EXHAUSTED' in str(e)
+    if chosen == 'xla' or (chosen != 'cudnn' if attention == 'auto' else is_oom):
       raise
-    reason = str(e).splitlines()[0][:200]
+    reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
+    if attention != 'auto':
+      problem = f'{attention} does not work here: {reason}'
+      raise errors.UserError('model.attention', problem, 'use auto') from e
     _row('attention', f"by XLA, slower, since cuDNN's doesn't work here: {reason}")
     other = knobs.replace(program.config, {'model.attention': 'xla'})
     program = program_lib.build(other, program.tokens.sharding.mesh).compile(kernels)

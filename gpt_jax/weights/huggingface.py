@@ -74,7 +74,7 @@ def _model_config(path: pathlib.Path, values: dict[str, Any]) -> config_lib.Mode
 def _read_index(path: pathlib.Path) -> set[str]:
   """The names of the files in an index, which must lie beside it."""
   if not path.is_file():
-    problem, fix = f'has no weights: neither {_WEIGHTS} nor {_INDEX}', ''
+    problem, fix = f'has no weights: neither {_WEIGHTS} nor {_INDEX}', 'get them'
     if pickles := sorted(file.name for file in path.parent.glob('pytorch_model*.bin')):
       problem += f'; {pickles[0]} is a pickle, which can run code'
       fix = 'save it by save_pretrained of transformers, or get it with model.safetensors'

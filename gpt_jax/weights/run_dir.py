@@ -33,7 +33,13 @@ class RunDir:
 
   def read_config(self) -> config_lib.Config:
     """Returns the config of the run; raises `UserError` if its file is missing or invalid."""
-    return json_files.read_as(self.config, validation.from_dict)
+    values = json_files.read(self.config)
+    try:
+      return validation.from_dict(values)
+    except errors.UserError as e:
+      found = [(f'{each.key}: {each.problem}', each.fix) for each in e.all]
+      errors.raise_all([errors.UserError(str(self.config), *each) for each in found])
+      raise
 
   def read_tokenizer(self) -> tokenizers.Tokenizer:
     """Returns the tokenizer of the run; raises `UserError` if its file is missing or invalid."""

@@ -71,7 +71,7 @@ def test_the_tokens_are_those_of_training(texts, store_of, kind, specials):
 
 def test_a_store_of_another_tokenizer_is_refused(texts, store_of, tmp_path):
   _fails('data', store_of(texts, 'char').directory, char.CharTokenizer('abc'))
-  _fails(tmp_path / 'manifest.json', tmp_path)
+  _fails('data', tmp_path)
 
 
 def test_token_files_are_read_as_they_are(tmp_path):
@@ -125,7 +125,7 @@ def test_text_that_is_invalid_or_unknown_is_found_at_its_place(texts, tmp_path):
   path.write_bytes(b'')
   assert _ids(f'text:{path}') == []
   for mixture in ('0.5*text:a', 'text:a + text:b'):
-    _fails('data', mixture)
+    _fails('data.source', mixture)
 
 
 def test_a_full_disk_is_reported(texts, monkeypatch):

@@ -15,6 +15,7 @@ from gpt_jax.data.tokenizers import char
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import program as program_lib
 from gpt_jax.training import report
+from tests import raised
 
 TOKENIZER = char.ByteTokenizer()
 
@@ -91,8 +92,8 @@ def test_auto_attention_is_the_kernel_of_the_device_if_that_can_do_it(device, op
 def test_attention_that_was_chosen_but_does_not_work_is_replaced_and_told(capsys):
   wanted = _config(attention='cudnn', pad_vocab_to=2, vocab_size=257)  # there is no cuDNN on a CPU
   program = program_lib.build(wanted, mesh_lib.make_mesh(wanted))
-  with pytest.raises(RuntimeError):
-    report.compile_program(program, attention='cudnn')
+  error = raised.user_error(report.compile_program, program, attention='cudnn')
+  assert error.key == 'model.attention'
   assert capsys.readouterr().out == ''
   compiled = report.compile_program(program, attention='auto')
   assert compiled.config == knobs.replace(wanted, {'model.attention': 'xla'})

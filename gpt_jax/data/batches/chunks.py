@@ -69,8 +69,8 @@ def chunk(
   if not len(rows):
     raise errors.UserError(
       'data.chunks',
-      f'a row of {kind} needs {needed}, and one split has {total:,} tokens in all',
-      'use more text, or change `data.val_fraction`, `model.block_size` or the length of sentences',
+      f'a row of {kind} needs {needed}, and the text to train or validate on has {total:,} tokens',
+      'use more text, or change `data.val_fraction`, `data.test_fraction` or `model.block_size`',
     )
   return rows
 

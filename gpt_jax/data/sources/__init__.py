@@ -52,7 +52,8 @@ def parse_mixture(source: str) -> list[tuple[float | None, str]]:
     raise errors.UserError('data.source', f'{twice[0]} is there twice', 'give it a larger weight')
   bare = [spec for weight, spec in pairs if weight is None]
   if bare and len(bare) < len(pairs):
-    raise errors.UserError('data.source', f'{bare[0]} has no weight, but others have')
+    problem = f'{bare[0]} has no weight, but others have'
+    raise errors.UserError('data.source', problem, 'give each a weight, or none')
   return pairs
 
 
@@ -90,6 +91,15 @@ def open_source(spec: str, *, text_field: str, label_field: str = '') -> corpus.
       return tfds.open_source(spec, name, text_field=text_field, label_field=label_field)
   fix = f'did you mean text:{spec}?' if os.path.exists(spec) else f'use {_FORMS}'
   raise errors.UserError('data.source', f'no such source: {spec!r}', fix)
+
+
+def open_single(spec: str, *, text_field: str) -> corpus.Source:
+  """Opens what isn't a mixture, as `open_source` does; raises `UserError`."""
+  ((weight, _), *others) = parse_mixture(spec)
+  if others or weight is not None:
+    fix = 'give one source, without a weight'
+    raise errors.UserError('data.source', f'{spec} is a mixture', fix)
+  return open_source(spec, text_field=text_field)
 
 
 def _read_builtin() -> Iterator[corpus.Piece]:

@@ -33,6 +33,10 @@ def find(kind: str, pattern: str) -> list[pathlib.Path]:
   paths = sorted(pathlib.Path(os.path.abspath(path)) for path in found if os.path.isfile(path))
   if not paths:
     fix = f'for all files in it: {kind}:{pattern}/**/*.*' if os.path.isdir(pattern) else ''
+    if f'{kind}:' in pattern:
+      fix = 'several sources are joined by " + ", with spaces'
+    elif '://' in pattern:
+      fix = 'download it, and name the file'
     problem = f'{kind}:{pattern} names no file, looked for from {os.getcwd()}'
     raise errors.UserError('data.source', problem, fix)
   return paths
@@ -81,7 +85,8 @@ def _zstandard(path: pathlib.Path) -> Any:
 
 def unreadable(path: pathlib.Path, e: OSError) -> errors.UserError:
   """Returns the error for a file that the system can't read."""
-  return errors.UserError(str(path), f'cannot be read ({e.strerror or e})')
+  fix = 'check its path and its rights'
+  return errors.UserError(str(path), f'cannot be read ({e.strerror or e})', fix)
 
 
 def damaged(path: pathlib.Path, e: Exception) -> errors.UserError:

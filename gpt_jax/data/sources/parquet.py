@@ -73,7 +73,8 @@ def _groups(path: pathlib.Path, split: str, field: str, label_field: str = '') -
   with _opened(path) as file:
     schema = file.schema_arrow
     if label_field and label_field not in schema.names:
-      raise errors.UserError('data.label_field', f'{path} has no column {label_field!r}')
+      fix = f'its columns: {", ".join(schema.names)}'
+      raise errors.UserError('data.label_field', f'{path} has no column {label_field!r}', fix)
     kind = schema.field(field).type if field in schema.names else None
     if isinstance(kind, pa.DictionaryType):
       kind = kind.value_type

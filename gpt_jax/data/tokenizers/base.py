@@ -33,7 +33,8 @@ class Tokenizer(abc.ABC):
   def encode(self, text: str) -> np.ndarray:
     """Returns the token ids of `text`, uint32 (L,); lone surrogates count as `?`.
 
-    Raises `UserError` if the vocabulary lacks something of `text` and has no `unk_id`.
+    Raises `UserError` if `text` is no str, or has something that the vocabulary lacks, unless there
+    is an `unk_id`.
     """
 
   @abc.abstractmethod
@@ -97,6 +98,16 @@ def in_order(special_tokens: Iterable[str]) -> list[str]:
   return [name for name in SPECIAL_TOKENS if name in special_tokens]
 
 
+def encoded(text: str, encoding: str = 'utf-8') -> bytes:
+  """Returns the bytes of `text`, with a `?` for each lone surrogate, which UTF-8 can't encode.
+
+  Raises `UserError` for what is no text.
+  """
+  if not isinstance(text, str):
+    raise errors.UserError('text', f'{text!r:.80} is {type(text).__name__}, must be str')
+  return text.encode(encoding, 'replace')
+
+
 def without_surrogates(text: str) -> str:
-  """Returns `text` with a `?` for each lone surrogate, which UTF-8 can't encode."""
-  return text.encode('utf-8', 'replace').decode()
+  """Returns `text` as `encoded` encodes it."""
+  return encoded(text).decode()

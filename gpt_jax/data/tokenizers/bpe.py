@@ -135,7 +135,7 @@ def _read(path: pathlib.Path) -> bytes:
   """The verified contents of a file; raises `UserError`."""
   data = json_files.read_bytes(path)
   if not is_gpt2(data):
-    raise errors.UserError(str(path), "is not GPT-2's vocab.bpe, or damaged")
+    raise errors.UserError(str(path), "is not GPT-2's vocab.bpe, or damaged", f'get it from {URL}')
   return data
 
 

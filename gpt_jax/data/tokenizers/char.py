@@ -39,7 +39,8 @@ class CharTokenizer(base.Tokenizer):
     if ids.size and ids.max() == self.vocab_size:
       missing = np.flatnonzero(ids == self.vocab_size).tolist()
       found = ', '.join(f'{text[i]!r} at position {i}' for i in missing[:5])
-      problem = f'{len(missing)} characters are not in {reprlib.repr(self._characters)}: {found}'
+      more = f' and {len(missing) - 5:,} more' if len(missing) > 5 else ''
+      problem = f'the vocabulary, {reprlib.repr(self._characters)}, lacks {found}{more}'
       fix = 'train with `data.special_tokens=unk` or `data.tokenizer=byte` to allow them'
       raise errors.UserError('text', problem, fix)
     return ids
@@ -62,7 +63,7 @@ class ByteTokenizer(base.Tokenizer):
     self.vocab_size = 257 + len(self._special_tokens)
 
   def encode(self, text: str) -> np.ndarray:
-    return np.frombuffer(text.encode('utf-8', 'replace'), np.uint8).astype(np.uint32)
+    return np.frombuffer(base.encoded(text), np.uint8).astype(np.uint32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return str(self._checked(ids).astype(np.uint8).tobytes(), 'utf-8', 'replace')
@@ -91,4 +92,4 @@ def _named(special_tokens: list[str]) -> dict[str, Any]:
 
 def _code_points(text: str) -> np.ndarray:
   """Code points of `text`, uint32 (L,)."""
-  return np.frombuffer(text.encode('utf-32-le', 'replace'), '<u4')
+  return np.frombuffer(base.encoded(text, 'utf-32-le'), '<u4')

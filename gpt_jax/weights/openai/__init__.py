@@ -27,7 +27,8 @@ def open_model(
   config = tensors_lib.model_config(hparams, values, _SIZES)
   indices = list(directory.glob('*.index'))
   if len(indices) != 1:
-    raise errors.UserError(str(directory), f'has {len(indices)} checkpoints (*.index), must be one')
+    problem = f'has {len(indices)} checkpoints (*.index), must be one'
+    raise errors.UserError(str(directory), problem, 'get it again')
   tensors = {
     _name(theirs): _without_leading_1(tensor)
     for theirs, tensor in tensor_bundle.open_tensors(indices[0]).items()
