@@ -1,5 +1,6 @@
 """The machine that the tests see, two devices made of the CPU, and the data that may be on it."""
 
+import collections
 import functools
 import importlib.metadata
 import os
@@ -38,6 +39,12 @@ for _name, _examples in (('ci', 25), ('deep', 1000)):
 hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ci'))
 
 _SHARED = pathlib.Path(__file__).resolve().parents[1].parent / 'shared' / 'data'
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Puts files of few tests first: they take the longest, and the last files end together."""
+  counts = collections.Counter(item.path for item in items)
+  items.sort(key=lambda item: (counts[item.path], item.path))
 
 
 @pytest.fixture(scope='session')
