@@ -10,7 +10,9 @@ venv=${VENV:-.venv}
 "$venv/bin/ruff" check .
 "$venv/bin/mypy"
 "$venv/bin/lint-imports"
+# The order of the files is that of tests/conftest.py.
+options=(--numprocesses=2 --dist=loadfile --no-loadscope-reorder)
 # Most tests see two devices; those of the mesh need eight.
 XLA_FLAGS=--xla_force_host_platform_device_count=8 "$venv/bin/python" -m pytest \
-  --numprocesses=2 --dist=loadfile tests/parallel "$@"
-exec "$venv/bin/python" -m pytest --numprocesses=2 --dist=loadfile --ignore=tests/parallel "$@"
+  "${options[@]}" tests/parallel "$@"
+exec "$venv/bin/python" -m pytest "${options[@]}" --ignore=tests/parallel "$@"

@@ -1,5 +1,6 @@
 """The machine that the tests see, two devices made of the CPU, and the data that may be on it."""
 
+import collections
 import functools
 import importlib.metadata
 import os
@@ -11,7 +12,12 @@ import hypothesis
 import pytest
 
 # Read when JAX first looks for devices, so they are set before any test imports it.
-_DEVICES = '--xla_force_host_platform_device_count'
+_FLAGS = {'--xla_force_host_platform_device_count': '2'}
+# jaxlib 0.10 has two emitters for CPUs. The older one compiles a step in a third of the time; later
+# jaxlibs don't have it, and an unknown flag ends the process.
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  _FLAGS |= {'--xla_cpu_use_fusion_emitters': 'false'}
+  _FLAGS |= {'--xla_cpu_parallel_codegen_split_count': '1'}
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Most of the time goes into compiling; tests that need the optimizations turn them on.
@@ -20,8 +26,9 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests must not fill the user's compilation cache.
 os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
-if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=2'.strip()
+_given = os.environ.get('XLA_FLAGS', '')
+_missing = [f'{name}={value}' for name, value in _FLAGS.items() if name not in _given]
+os.environ['XLA_FLAGS'] = ' '.join([_given, *_missing]).strip()
 
 # HYPOTHESIS_PROFILE=deep looks much further.
 _SHARED_FIXTURES = [hypothesis.HealthCheck.function_scoped_fixture]  # tests may share them
@@ -32,6 +39,12 @@ for _name, _examples in (('ci', 25), ('deep', 1000)):
 hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ci'))
 
 _SHARED = pathlib.Path(__file__).resolve().parents[1].parent / 'shared' / 'data'
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Puts files of few tests first: they take the longest, and the last files end together."""
+  counts = collections.Counter(item.path for item in items)
+  items.sort(key=lambda item: (counts[item.path], item.path))
 
 
 @pytest.fixture(scope='session')

@@ -13,6 +13,8 @@ from gpt_jax.weights import saved_model
 from tests import raised
 from tests.training import runs
 
+pytestmark = pytest.mark.usefixtures('quick_runs')
+
 
 def _config(folder, **changes):
   """Reviews that are good or bad by two of their words."""
@@ -40,7 +42,7 @@ def _config(folder, **changes):
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, quick_runs):
   """A language model and classifiers that start from it: `run`, `frozen`, `adapted`."""
   folder = tmp_path_factory.mktemp('classify')
   language = {'task': 'next_token', 'data__chunks': 'packed', 'data__label_field': 'is'}

@@ -1,5 +1,6 @@
 """What is advised to a run without memory fits, and what costs less time would not."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -37,6 +38,7 @@ def _made_up(program):
 
 def test_the_first_that_fits_is_found(monkeypatch):
   monkeypatch.setattr(fit, 'needed', _made_up)
+  monkeypatch.setattr(program_lib, 'build', functools.cache(program_lib.build))
   # Two devices: up to eight parts.
   order = [
     remat | ({COUNT: count} if count > 1 else {})

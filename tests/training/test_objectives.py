@@ -1,5 +1,7 @@
 """A classifier's loss is that of its documents, each by itself."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -40,9 +42,10 @@ def _batch():
 def test_a_document_is_classified_by_its_own_states(kind, pooling):
   config = tiny.make_config(classes='a,b,c', kind=kind, pooling=pooling, tie_embeddings=False)
   model, params = models.make(config), random_params.make(config, std=0.5)
+  hidden = jax.jit(lambda tokens_BL: model.apply({'params': params}, tokens_BL, method='hidden')[0])
   total, confusion = 0.0, np.zeros((3, 3), int)
   for label, ids in (document for row in ROWS for document in row):
-    hidden_BLD, _ = model.apply({'params': params}, np.array([ids]), method='hidden')
+    hidden_BLD = np.asarray(hidden(np.array([ids])))
     pooled_D = hidden_BLD[0].mean(0) if pooling == 'mean' else hidden_BLD[0, -1]
     score = params[classifier.NAME]
     logits_C = np.asarray(pooled_D @ score['kernel'] + score['bias'], np.float64)
@@ -53,7 +56,7 @@ def test_a_document_is_classified_by_its_own_states(kind, pooling):
   assert int(sums['targets']) == 4
   np.testing.assert_array_equal(sums['confusion'], confusion)
   key = jax.random.key(0)
-  trained = objectives.loss(model, params, _batch(), key)
+  trained = jax.jit(functools.partial(objectives.loss, model))(params, _batch(), key)
   assert float(trained) == pytest.approx(total, rel=1e-4)
 
 
