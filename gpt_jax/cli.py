@@ -4,7 +4,6 @@ No other module knows how a flag is spelled: errors name arguments and config ke
 """
 
 import contextlib
-import errno
 import logging
 import pathlib
 import sys
@@ -19,12 +18,6 @@ from gpt_jax import cpu_memory, errors, knobs, shutdown, streams, validation
 
 FINISHED, USER_ERROR, STOPPED = 0, 2, 75
 _KILLED_BY_SIGINT = 130
-# What to do about an error of the system, by its number.
-_FIXES = {
-  **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'free some space, or use another disk'),
-  **dict.fromkeys((errno.ENOENT, errno.ESTALE), 'is it, or its folder, there?'),
-  **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), 'move away what has its name'),
-}
 _MESH = ('data', 'fsdp', 'tensor')
 
 # Of the flag of commands that load a model.
@@ -79,13 +72,9 @@ def run(
     except BrokenPipeError:
       sys.exit(FINISHED)  # who reads has seen enough
     except OSError as e:
-      name = e.filename
-      if isinstance(e, FileNotFoundError) and name is None:
-        name = 'the current folder'
-      if name is None:
+      if (error := errors.of_system(e)) is None:
         raise
-      fix = _FIXES.get(e.errno or 0, 'use another place')
-      print(f'error: {name}: cannot be used ({e.strerror}); {fix}', file=sys.stderr)
+      print(f'error: {error}', file=sys.stderr)
       sys.exit(USER_ERROR)
     finally:
       with contextlib.suppress(AttributeError, OSError):  # else Python tells of it when it exits

@@ -1,7 +1,15 @@
 """The two exceptions that end a command early without a defect; `gpt_jax.cli` sets exit codes."""
 
 import contextlib
+import errno
 from collections.abc import Iterator, Sequence
+
+# What to do about an error of the system, by its number.
+_FIXES = {
+  **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'free some space, or use another disk'),
+  **dict.fromkeys((errno.ENOENT, errno.ESTALE), 'is it, or its folder, there?'),
+  **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), 'move away what has its name'),
+}
 
 
 class UserError(Exception):
@@ -67,6 +75,17 @@ def placed(name: str, places: Sequence[str]) -> Iterator[None]:
   except UserError as e:
     at = {f'{name}[{i}]': place for i, place in enumerate(places)}
     raise_all([error.at(at.get(error.key, error.key)) for error in e.all])
+
+
+def of_system(error: OSError) -> UserError | None:
+  """Returns the user error for what the system refuses; None if it names no file."""
+  name = error.filename
+  if isinstance(error, FileNotFoundError) and name is None:
+    name = 'the current folder'
+  if name is None:
+    return None
+  fix = _FIXES.get(error.errno or 0, 'use another place')
+  return UserError(str(name), f'cannot be used ({error.strerror})', fix)
 
 
 class Stopped(Exception):

@@ -55,15 +55,14 @@ def joined(config: config_lib.Config) -> Iterator[None]:
     # At a normal exit JAX would wait for the others, which may wait for this one.
     if isinstance(e, KeyboardInterrupt):
       os._exit(130)
-    is_lost = any(library in str(e) for library in ('Gloo', 'NCCL'))
-    what = 'another process is gone; run the same command again to resume'
-    print(
-      f'process {jax.process_index()} of {jax.process_count()}:',
-      f'{what} ({str(e).splitlines()[0][:200]})' if is_lost else traceback.format_exc(),
-      file=sys.stderr,
-      flush=True,
-    )
-    os._exit(1)
+    refused = errors.of_system(e) if isinstance(e, OSError) else None
+    text = f'error: {refused}' if refused else traceback.format_exc()
+    if any(library in str(e) for library in ('Gloo', 'NCCL')):
+      what = 'another process is gone; run the same command again to resume'
+      text = f'{what} ({str(e).splitlines()[0][:200]})'
+    me = f'process {jax.process_index()} of {jax.process_count()}'
+    print(f'{me}: {text}', file=sys.stderr, flush=True)
+    os._exit(2 if refused else 1)
 
 
 def _initialize(config: config_lib.ProcessesConfig) -> None:

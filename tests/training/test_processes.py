@@ -11,6 +11,7 @@ from unittest import mock
 import jax
 import pytest
 
+from gpt_jax import config as config_lib
 from gpt_jax import errors, shutdown
 from gpt_jax.parallel import processes
 from gpt_jax.training import metrics, recovery
@@ -138,6 +139,22 @@ def test_a_signal_that_comes_while_others_are_waited_for_counts():
   with shutdown.Guard() as guard, mock.patch.object(processes, 'gather', gather):
     processes.StopVote(guard)
     assert guard.requested
+
+
+@pytest.mark.parametrize(
+  ('error', 'code'), [(OSError(28, 'No space', 'a/b'), 2), (ValueError('a/b'), 1)]
+)
+def test_a_full_disk_is_no_defect_of_a_process(monkeypatch, capsys, error, code):
+  codes = list[int]()
+  monkeypatch.setattr(processes, '_initialize', lambda _: None)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(os, '_exit', codes.append)
+  with processes.joined(config_lib.Config()):
+    raise error
+  assert codes == [code]
+  told = capsys.readouterr().err
+  assert 'process 0 of 2' in told and 'a/b' in told
+  assert ('Traceback' in told) == (code == 1)
 
 
 def test_facts_must_be_the_same_everywhere():
