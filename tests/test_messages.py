@@ -45,6 +45,8 @@ def _write_inputs(folder):
     'array.jsonl': '["a line"]\n',
     'labels.jsonl': '{"text": "some", "is": "a"}\n{"text": "text", "is": "b"}\n' * 30,
     'one.jsonl': '{"text": "some text", "is": "a"}\n' * 30,
+    'aa.jsonl': '{"instruction": "Say a.", "output": "a"}\n{"instruction": "Say b."}\n',
+    'bb.jsonl': '{"messages": [{"role": "human", "content": "Say a."}]}\n',
     'tokenizer.json': '[]',
     'prompts.txt': 'some text\nsome Q\n',
     'hellaswag.jsonl': '{"ctx": "some", "endings": ["text"], "label": 0}\n',
@@ -181,6 +183,12 @@ _CASES = [
   train --config.data.label_field=is
   train --config.task=classify
   train --config.task=classify --config.data.label_field=is --config.data.source=jsonl:one.jsonl
+  train --config.task=instruct
+  train --config.task=instruct --config.data.template='Q: {prompt} A: '
+  train --config.task=instruct --config.data.template={prompt} --config.data.source=jsonl:aa.jsonl
+  train --config.task=instruct --config.data.template={prompt} --config.data.source=jsonl:bb.jsonl
+  train --config.task=instruct --config.data.template={prompt} --config.data.source=builtin:dates
+  train --config.data.source=builtin:instructions
   train --config.model.kind=lstm
   train --config.model.clusters=9 --config.data.row_length=5 --config.data.lowercase=true
   train --config.data.tokenizer=gpt2 --config.data.special_tokens=bos
