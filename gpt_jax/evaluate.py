@@ -30,6 +30,8 @@ def define_flags() -> flags.FlagValues:
   integer('stride', None, 'Tokens by which the window moves (default: half of block_size).')
   integer('batch_size', 8, 'Windows or answers computed together.')
   integer('limit', None, 'Measure only the first N tokens or questions (default: all).')
+  flags.DEFINE_list('shots', ['0'], 'Numbers of solved examples to show first.', flag_values=values)
+  string('picture', None, 'PNG file to draw the right responses against the shots to.')
   string('text_field', data.text_field, 'Field, column or feature that holds the text.')
   string('invalid_utf8', data.invalid_utf8, 'fail at bytes that are not UTF-8, or replace them.')
   string('dtype', 'auto', cli.DTYPE)
@@ -60,6 +62,7 @@ def main(values: flags.FlagValues) -> None:
       scorer = scoring.Scorer(model, batch_size=values.batch_size)
     if task == 'examples':
       size, options = values.batch_size, {'limit': values.limit, 'progress': bar.show}
+      options['shots'] = [*map(int, values.shots)]
       result = exact_match.measure(model, path, batch_size=size, **options)
     elif task in ('hellaswag', 'lambada'):
       measure: Any = hellaswag.measure if task == 'hellaswag' else lambada.measure
@@ -70,6 +73,10 @@ def main(values: flags.FlagValues) -> None:
   print(f'{values.model}{step}, on {values.data}')
   for name, value in result.table():
     print(f'{name:<16}{value}')
+  if values.picture:
+    from gpt_jax.downstream import pictures
+
+    atomic.write_bytes(pathlib.Path(values.picture), pictures.png(pictures.shots(result)))
   if values.json:
     about = {'model': values.model, 'step': model.step, 'data': values.data, 'task': task}
     atomic.write_json(pathlib.Path(values.json), about | vars(result))  # it may be /dev/stdout
@@ -89,6 +96,11 @@ def _check(values: flags.FlagValues) -> None:
     for name in ('stride', 'split'):
       if values[name].value:
         found.append(errors.UserError(name, 'is only for texts', f'omit it for {values.data}'))
+  if not all(map(str.isdecimal, values.shots)):
+    found.append(errors.UserError('shots', f'{values.shots} must be numbers, such as 0,1,2'))
+  for name in ('shots', 'picture') if not values.data.startswith('examples:') else ():
+    if values[name].present:
+      found.append(errors.UserError(name, 'is only for examples:FILE.jsonl', 'omit it'))
   if values.dtype != 'auto' and values.data.startswith('run:'):
     found.append(errors.UserError('dtype', 'is only for texts and questions', 'omit it for a run'))
   if values.json and pathlib.Path(values.json).is_dir():
