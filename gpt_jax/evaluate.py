@@ -1,7 +1,8 @@
 """Measure a model: python -m gpt_jax.evaluate --model=runs/quickstart --data=text:mine.txt
 
-Prints the perplexity of a text, the accuracy on hellaswag:FILE.jsonl or lambada:FILE.jsonl, or what
-a run gets on what it held out (run:validation, run:test), whatever its task.
+Prints the perplexity of a text, the accuracy on hellaswag:FILE.jsonl or lambada:FILE.jsonl, how
+often a response is exactly right (examples:FILE.jsonl, examples:builtin:instructions), or what a
+run gets on what it held out (run:validation, run:test), whatever its task.
 """
 
 import functools
@@ -13,12 +14,17 @@ from absl import flags
 from gpt_jax import atomic, cli, config, errors, progress, user_cache, validation
 
 # Config keys and arguments that errors name -> flags of this command.
-ALIASES = {'data.source': 'data', 'tokens': 'data'}
+ALIASES = {'data.source': 'data', 'data.template': 'data', 'tokens': 'data'}
 ALIASES |= {f'data.{name}': name for name in ('text_field', 'invalid_utf8')}
 _OF_TEXTS = ('stride', 'split', 'text_field', 'invalid_utf8')
 _OF_MODELS = ('batch_size', 'limit', 'dtype', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
-# Flags that say nothing of the other kinds of data.
-_UNUSED = {'hellaswag': _OF_TEXTS, 'lambada': _OF_TEXTS, 'run': _OF_TEXTS + _OF_MODELS}
+_OF_EXAMPLES = ('shots', 'picture')
+# Flags that say nothing of a kind of data; of texts they are those of examples.
+_UNUSED = {
+  'examples': _OF_TEXTS,
+  'run': _OF_TEXTS + _OF_MODELS + _OF_EXAMPLES,
+  **dict.fromkeys(('hellaswag', 'lambada'), _OF_TEXTS + _OF_EXAMPLES),
+}
 
 
 def define_flags() -> flags.FlagValues:
@@ -26,12 +32,15 @@ def define_flags() -> flags.FlagValues:
   string = functools.partial(flags.DEFINE_string, flag_values=values)
   integer = functools.partial(flags.DEFINE_integer, flag_values=values)
   string('model', None, "A run's workdir or checkpoint, or a directory of Hugging Face or OpenAI.")
-  doc = 'text:FILE etc., a token store, hellaswag:FILE.jsonl, lambada:FILE.jsonl or run:test.'
+  doc = 'text:FILE etc., a token store, hellaswag:FILE.jsonl, lambada:FILE.jsonl, '
+  doc += 'examples:FILE.jsonl, examples:builtin:instructions or run:test.'
   string('data', None, doc)
   string('split', '', 'Split of a text: train, validation or test; empty: all of it.')
   integer('stride', None, 'Tokens by which the window moves (default: half of block_size).')
   integer('batch_size', 8, 'Windows or answers computed together.')
   integer('limit', None, 'Measure only the first N tokens or questions (default: all).')
+  flags.DEFINE_list('shots', ['0'], 'Numbers of solved examples to show first.', flag_values=values)
+  string('picture', None, 'PNG file to draw the right responses against the shots to.')
   string('text_field', data.text_field, 'Field, column or feature that holds the text.')
   string('invalid_utf8', data.invalid_utf8, 'fail at bytes that are not UTF-8, or replace them.')
   string('dtype', 'auto', cli.DTYPE)
@@ -43,7 +52,7 @@ def define_flags() -> flags.FlagValues:
 def main(values: flags.FlagValues) -> None:
   _check(values)
   from gpt_jax import oom
-  from gpt_jax.evaluation import hellaswag, lambada, scoring  # slow, so after the flags are checked
+  from gpt_jax.evaluation import exact_match, hellaswag, lambada, scoring  # slow: after the checks
   from gpt_jax.generation import language_model
 
   user_cache.enable_compilation_cache()
@@ -60,7 +69,11 @@ def main(values: flags.FlagValues) -> None:
     else:
       model = language_model.load(values.model, dtype=values.dtype, mesh=cli.mesh(values))
       scorer = scoring.Scorer(model, batch_size=values.batch_size)
-    if task in ('hellaswag', 'lambada'):
+    if task == 'examples':
+      size, options = values.batch_size, {'limit': values.limit, 'progress': bar.show}
+      options['shots'] = [*map(int, values.shots)]
+      result = exact_match.measure(model, path, batch_size=size, **options)
+    elif task in ('hellaswag', 'lambada'):
       measure: Any = hellaswag.measure if task == 'hellaswag' else lambada.measure
       result = measure(scorer, path, limit=values.limit, progress=bar.show)
     elif task != 'run':
@@ -69,6 +82,10 @@ def main(values: flags.FlagValues) -> None:
   print(f'{values.model}{step}, on {values.data}')
   for name, value in result.table():
     print(f'{name:<16}{value}')
+  if values.picture:
+    from gpt_jax.downstream import pictures
+
+    atomic.write_bytes(pathlib.Path(values.picture), pictures.png(pictures.shots(result)))
   if values.json:
     about = {'model': values.model, 'step': model.step, 'data': values.data, 'task': task}
     atomic.write_json(pathlib.Path(values.json), about | vars(result))  # it may be /dev/stdout
@@ -85,11 +102,13 @@ def _check(values: flags.FlagValues) -> None:
     if value is not None and value < 1:
       found.append(errors.UserError(name, f'{value} must be at least 1'))
   kind = values.data.partition(':')[0]
-  for name in _UNUSED.get(kind, ()):
+  for name in _UNUSED.get(kind, _OF_EXAMPLES):
     if values[name].present:
       found.append(errors.UserError(name, f'has no effect on {values.data}', 'omit it'))
   if values.data.rstrip(':') in ('hellaswag', 'lambada'):
     found.append(errors.UserError('data', 'names no file', 'such as hellaswag:hellaswag_val.jsonl'))
+  if not all(map(str.isdecimal, values.shots)):
+    found.append(errors.UserError('shots', f'{values.shots} must be numbers, such as 0,1,2'))
   if values.json and pathlib.Path(values.json).is_dir():
     found.append(errors.UserError('json', f'{values.json} is a folder', 'name a file'))
   if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():

@@ -57,6 +57,8 @@ def _write_inputs(folder):
     'null.jsonl': '{"text": null}\n',
     'cut.jsonl': '{"text": "some text',
     'plain.gz': 'some text',
+    'aa.jsonl': '{"instruction": "Say a.", "output": "a"}\n{"instruction": "Say b."}\n',
+    'bb.jsonl': '{"messages": [{"role": "human", "content": "Say a."}]}\n',
     'tokenizer.json': '[]',
     'prompts.txt': 'some text\nsome Q\n',
     'blank.txt': 'some\n\ntext\n',
