@@ -41,6 +41,6 @@ def quick_runs() -> collections.abc.Iterator[None]:
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(program_lib, 'build', share)
-    patch.setattr(program_lib.Program, 'compile', lambda program: program)
+    patch.setattr(program_lib.Program, 'compile', lambda program, kernels=None: program)
     patch.setattr(plot, 'draw', draw)
     yield
