@@ -216,8 +216,14 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW (Loshchilov & Hutter 2019) and its learning-rate schedule."""
+  """AdamW (Loshchilov & Hutter 2019) or Muon (Jordan 2024), and the learning-rate schedule."""
 
+  kind: str = _knob(
+    'adamw',
+    'adamw for all parameters; or muon, with the same learning rates, for the matrices of the '
+    'blocks, and adamw for the rest.',
+    choices=('adamw', 'muon'),
+  )
   learning_rate: float = _knob(6e-4, 'Peak learning rate.', above=0, at_most=1e6)
   min_learning_rate: float = _knob(
     6e-5, 'Learning rate at the end of the schedule; constant ignores it.', at_least=0
@@ -235,6 +241,14 @@ class OptimizerConfig:
   b1: float = _knob(0.9, "Decay of Adam's first moment.", at_least=0, at_most=1 - 1e-6)
   b2: float = _knob(0.95, "Decay of Adam's second moment.", at_least=0, at_most=1 - 1e-6)
   clip: float = _knob(1.0, 'Maximum global norm of the gradient; 0 does not clip.', at_least=0)
+  cautious: bool = _knob(False, 'Decay a weight only where its update, too, moves it towards zero.')
+  ema_decay: float = _knob(
+    0.0,
+    'Decay per step of an average of the parameters, which is what is evaluated and what commands '
+    'read from a checkpoint; 0: no average.',
+    at_least=0,
+    at_most=1 - 1e-6,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The sharding table: the end of a parameter's path -> logical axes -> mesh axes.
 
-Adam's moments are trees like the parameters, so their paths end alike and the same table serves.
+Moments and averages are trees like the parameters, so their paths end alike and the same table
+serves.
 """
 
 import functools
@@ -23,7 +24,8 @@ LOGICAL_AXES = (
   ('vocab', 'tensor'),
 )
 
-# Scanned layers have one more, leading axis, which is never sharded.
+# Scanned layers have one more, leading axis, which is never sharded, as have Muon's moments of
+# queries, keys and values, which are stacked.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'(wte/embedding|lm_head)', ('vocab', 'embed')),
   (r'wpe/embedding', (None, 'embed')),
@@ -45,6 +47,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   # Of the LSTM's cells, of classifiers, and of clusters in the output layer: small.
   (r'((cell/[ih][ifgo]|score)/kernel|gates)', (None, None)),
   (r'(cell/h[ifgo]|score)/bias', (None,)),
+  (r'ns_coeffs', (None,)),  # Muon's constants
 )
 
 

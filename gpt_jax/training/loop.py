@@ -209,6 +209,7 @@ class Loop:
     self._since += time.monotonic() - began
 
   def _save(self, state: step_lib.TrainState, step: int, score: float | None) -> None:
+    state = step_lib.swap_average(self._program.config.model, state)
     items = {'params': state.params, 'optimizer': state.opt_state}
     self._checkpoints.wait()  # the one before may be what to go back to
     back, *_ = self._targets([*self._checkpoints.steps, step], step - self._recovery.in_a_row)
@@ -226,7 +227,8 @@ class Loop:
     """Returns the score on the fixed validation batches, if finite, and whether it is the best."""
     count = self._train.eval_batches
     rows = functools.partial(self._data.val.val_rows, total=count * self._train.batch_size)
-    sums = evaluate(self._program, state.params, rows, count, check=self._check)
+    params = step_lib.swap_average(self._program.config.model, state).params
+    sums = evaluate(self._program, params, rows, count, check=self._check)
     line = {f'val/{name}': value for name, value in objectives.measures(sums).items()}
     self._log.write(step, line)
     score = metrics_lib.score(line)

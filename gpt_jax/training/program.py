@@ -70,7 +70,10 @@ def check_memory(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
   """
   model, train, shape = config.model, config.train, mesh.shape
   size = 12 * model.n_embd**2 if model.kind == 'gpt' else 4 * model.lstm_width**2
-  copies = 1 if model.lora_rank or model.freeze_body else 3  # Adam has two moments of each value
+  # Adam has two moments of each value, Muon one.
+  copies = 2 + (config.optimizer.kind == 'adamw') + (config.optimizer.ema_decay > 0)
+  if model.lora_rank or model.freeze_body:
+    copies = 1
   state = 4 * copies * model.n_layer * size / (shape['fsdp'] * shape['tensor'])
   key = 'n_embd' if model.kind == 'gpt' else 'lstm_width'
   what = f'{getattr(model, key)} × `model.n_layer` ({model.n_layer}): the parameters'
@@ -138,14 +141,20 @@ class Program:
     # Frees the random base before the other takes memory.
     new, state = lora.split_by(state.params, is_new)[0], state._replace(params=None)
     base = pretrained.load(lora.split_by(self.state.params, is_new)[1])
-    return state._replace(params=lora.join(new, base))
+    state = state._replace(params=lora.join(new, base))
+    if isinstance(state.opt_state, optimizer_lib.AverageState):
+      trained, _ = models.split_trained(self.config.model, state.params)
+      average = jax.tree.map(jnp.copy, trained)  # a step donates both
+      state = state._replace(opt_state=state.opt_state._replace(average=average))
+    return state
 
   def restored_state(self, checkpoint: pathlib.Path) -> step_lib.TrainState:
     """Returns the state of a checkpoint, laid out like `state`; raises `UserError` if damaged."""
     abstract = {'params': self.state.params, 'optimizer': self.state.opt_state}
     saved = checkpoints_lib.restore(checkpoint, abstract)
     count = jax.device_put(np.int32(checkpoint.name), self.state.step.sharding)
-    return step_lib.TrainState(count, saved['params'], saved['optimizer'])
+    state = step_lib.TrainState(count, saved['params'], saved['optimizer'])
+    return step_lib.swap_average(self.config.model, state)
 
 
 def build(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Program:

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt_jax import config as config_lib
 from gpt_jax import models
 from gpt_jax.data.batches import batch as batch_lib
 from gpt_jax.models import lora
 from gpt_jax.training import objectives
+from gpt_jax.training import optimizer as optimizer_lib
 
 Metrics = dict[str, jax.Array]
 
@@ -38,6 +40,18 @@ def init_state(
   params = models.init(model.config, key)
   trained, _ = models.split_trained(model.config, params)
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
+
+
+def swap_average(model: config_lib.ModelConfig, state: TrainState) -> TrainState:
+  """Exchanges what is trained and its average, if `state` has one; twice changes nothing.
+
+  The average is the model; training goes on from what isn't averaged.
+  """
+  if not isinstance(state.opt_state, optimizer_lib.AverageState):
+    return state
+  trained, frozen = models.split_trained(model, state.params)
+  params = lora.join(state.opt_state.average, frozen)
+  return state._replace(params=params, opt_state=state.opt_state._replace(average=trained))
 
 
 def _loss(

@@ -1,8 +1,9 @@
 """Checkpoints of a run: saved asynchronously, the newest few and the best one kept.
 
 The only module that imports Orbax. A checkpoint `checkpoints/<step>/` has two items, so that a
-model can be loaded without its optimizer: `params`, and `optimizer` (Adam's moments and counts);
-and a manifest. What has another name there isn't finished, or is about to be removed.
+model can be loaded without its optimizer: `params`, and `optimizer` (moments, counts and, if the
+model is an average, the parameters that training goes on from); and a manifest. What has another
+name there isn't finished, or is about to be removed.
 """
 
 import contextlib

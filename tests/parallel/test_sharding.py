@@ -40,9 +40,13 @@ needs_8_devices = pytest.mark.skipif(
 # The table.
 
 
-def _abstract_state(model):
+ADAMW = config_lib.OptimizerConfig()
+MUON = config_lib.OptimizerConfig(kind='muon', ema_decay=0.9)
+
+
+def _abstract_state(model, options=ADAMW):
   """The train state of a model as shapes."""
-  optimizer = optimizer_lib.make_optimizer(config_lib.OptimizerConfig(), lambda _: 0.0)
+  optimizer = optimizer_lib.make_optimizer(options, lambda _: 0.0)
   init = functools.partial(step_lib.init_state, models.make(model), optimizer)
   return jax.eval_shape(init, jax.random.key(0))
 
@@ -70,6 +74,24 @@ def _assert_each_has_one_rule(model):
     assert len(sharding.RULES[matches[0]][1]) == leaf.ndim - layer_axis, path
 
 
+@pytest.mark.parametrize('scan', [False, True])
+def test_each_moment_of_muon_and_average_matches_the_rule_of_its_parameter(scan):
+  state = _abstract_state(tiny.make_config(scan_layers=scan), MUON)
+  params, arrays = _arrays(state.params), _arrays(state.opt_state)
+  matrices = [path for path in params if path.endswith('kernel')]
+  # An average, and one moment or two of Adam; and Muon's constants.
+  assert len(arrays) == 3 * len(params) - len(matrices) + 1
+  for path, leaf in arrays.items():
+    (rule,) = sharding.matching_rules(path)
+    owner = [name for name in params if path.endswith(f'/{name}')]
+    assert owner or path.endswith('ns_coeffs')
+    if owner:
+      assert sharding.matching_rules(owner[0]) == [rule], path
+    # Queries, keys and values are stacked.
+    stacked = '/muon/' in path and path.endswith('c_attn/kernel')
+    assert len(sharding.RULES[rule][1]) == leaf.ndim - (scan and '/h/' in path) - stacked, path
+
+
 @pytest.mark.parametrize('i', range(len(OPTIONS)), ids=map(str, OPTIONS))
 def test_each_parameter_and_moment_matches_exactly_one_rule(i):
   _assert_each_has_one_rule(tiny.make_config(**OPTIONS[i]))
@@ -90,7 +112,8 @@ def test_each_parameter_of_every_config_matches_exactly_one_rule(path):
 
 def test_no_rule_is_dead():
   states = [*map(_tiny_state, range(len(OPTIONS))), *map(_abstract_state, OTHERS)]
-  paths = [path for state in states for path in _arrays(state.params)]
+  states.append(_abstract_state(tiny.make_config(), MUON))
+  paths = [path for state in states for path in _arrays(state)]
   used = {rule for path in paths for rule in sharding.matching_rules(path)}
   assert used == set(range(len(sharding.RULES)))
 
@@ -130,14 +153,14 @@ STEPS = 20
 
 
 @functools.cache
-def _program(axes, chunks='windows'):
+def _program(axes, chunks='windows', kind='adamw'):
   """A program on the first devices, as many as `axes` multiply to."""
   data, fsdp, tensor = axes
   config = config_lib.Config(
     model=tiny.make_config(n_layer=1, n_head=4, pad_vocab_to=16, dropout=0.1),
     data=config_lib.DataConfig(chunks=chunks),
     train=config_lib.TrainConfig(steps=STEPS, batch_size=16, gradient_accumulation=2),
-    optimizer=config_lib.OptimizerConfig(learning_rate=3e-3, warmup_steps=2),
+    optimizer=config_lib.OptimizerConfig(kind=kind, learning_rate=3e-3, warmup_steps=2),
     mesh=config_lib.MeshConfig(data=data, fsdp=fsdp, tensor=tensor),
   )
   mesh = mesh_lib.make_mesh(config, jax.devices()[: data * fsdp * tensor])
@@ -145,8 +168,8 @@ def _program(axes, chunks='windows'):
 
 
 @functools.cache
-def _initial_state(axes):
-  return _program(axes).init()
+def _initial_state(axes, kind='adamw'):
+  return _program(axes, kind=kind).init()
 
 
 def _rows(step, chunks, numbers):
@@ -165,12 +188,12 @@ def _rows(step, chunks, numbers):
 
 
 @functools.cache
-def _trained(axes, chunks='windows'):
+def _trained(axes, chunks='windows', kind='adamw'):
   """The losses and gradient norms of STEPS steps on learnable text, and the last state."""
-  program = _program(axes, chunks)
+  program = _program(axes, chunks, kind)
   train_step = program.train_step.lower(program.state, program.batch).compile()
   # The same initial parameters for all, as arrays of their own: the state is donated.
-  host = jax.device_get(_initial_state((1, 1, 1)))
+  host = jax.device_get(_initial_state((1, 1, 1), kind))
   state = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), host, program.state)
   metrics = []
   for step in range(STEPS):
@@ -207,21 +230,22 @@ def test_splash_attention_is_shared_out_among_devices(splash_interpreted):
 
 @needs_8_devices
 @pytest.mark.parametrize(
-  'axes, chunks',
+  'axes, chunks, kind',
   [
-    ((8, 1, 1), 'windows'),
-    ((1, 8, 1), 'windows'),
-    ((2, 4, 1), 'windows'),
-    ((2, 1, 4), 'windows'),
-    ((2, 2, 2), 'windows'),
-    ((2, 2, 2), 'packed'),
+    ((8, 1, 1), 'windows', 'adamw'),
+    ((1, 8, 1), 'windows', 'adamw'),
+    ((2, 4, 1), 'windows', 'adamw'),
+    ((2, 1, 4), 'windows', 'adamw'),
+    ((2, 2, 2), 'windows', 'adamw'),
+    ((2, 2, 2), 'packed', 'adamw'),
+    ((2, 2, 2), 'windows', 'muon'),
   ],
   ids=str,
 )
-def test_eight_devices_train_as_one_does(axes, chunks):
-  assert _program((1, 1, 1), chunks).tokens.sharding.mesh.size == 1
-  assert _program(axes, chunks).tokens.sharding.mesh.size == 8
-  expected, actual = _trained((1, 1, 1), chunks)[0], _trained(axes, chunks)[0]
+def test_eight_devices_train_as_one_does(axes, chunks, kind):
+  assert _program((1, 1, 1), chunks, kind).tokens.sharding.mesh.size == 1
+  assert _program(axes, chunks, kind).tokens.sharding.mesh.size == 8
+  expected, actual = (_trained(some, chunks, kind)[0] for some in ((1, 1, 1), axes))
   assert expected[-1, 0] < expected[0, 0] - 0.1, 'nothing was learned'
   # The same sums in another order, twenty steps long; dropout is drawn for the global batch.
   np.testing.assert_allclose(actual[:, 0], expected[:, 0], rtol=1e-5)

@@ -244,6 +244,33 @@ def test_rows_that_are_not_full_train_and_resume(config, tmp_path, chunks):
   runs.assert_same(runs.run(config, tmp_path / 'broken'), unbroken)
 
 
+_AVERAGED = {'optimizer__kind': 'muon', 'optimizer__ema_decay': 0.8, 'optimizer__cautious': True}
+
+
+def test_a_run_with_an_average_shows_it_and_goes_on_from_what_it_averages(config, tmp_path):
+  config = runs.change(config, **_AVERAGED)
+  path = runs.run(config, tmp_path / 'run')
+  assert runs.val_losses(path)[runs.STEPS] == pytest.approx(_mean_loss(config, path), rel=1e-5)
+  plain = runs.run(runs.change(config, optimizer__ema_decay=0.0), tmp_path / 'plain')
+  raw, state = runs.saved_state(plain)['params'], runs.saved_state(path)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
+    state['optimizer'].average,
+    raw,
+  )
+  assert not np.allclose(state['params']['wte']['embedding'], raw['wte']['embedding'], atol=1e-3)
+  _run_until(('step', 3), config, tmp_path / 'broken')
+  runs.assert_same(runs.run(config, tmp_path / 'broken'), path)
+
+
+def test_an_average_begins_with_the_model_that_a_run_starts_from(config, unbroken, tmp_path):
+  changes = {'init_from': str(unbroken), 'train__steps': 1}
+  path = runs.run(runs.change(config, **changes, **_AVERAGED), tmp_path / 'run')
+  found = runs.val_losses(path)
+  assert found[0] == pytest.approx(runs.val_losses(unbroken)[runs.STEPS], rel=1e-5)
+  assert found[1] != found[0]
+
+
 def _mean_loss(config, path):
   """Returns the mean over all targets of an evaluation of the last checkpoint, by NumPy."""
   model = run_dir.RunDir(path).read_config().model

@@ -1,6 +1,7 @@
-"""Schedules are as specified, decay spares biases and norms, and the update is AdamW's."""
+"""Schedules are as specified, decay spares biases and norms; updates are AdamW's or Muon's."""
 
 import dataclasses
+import functools
 import math
 
 import hypothesis
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from gpt_jax import config as config_lib
 from gpt_jax import models, validation
+from gpt_jax.models import lora
 from gpt_jax.training import optimizer as optimizer_lib
 
 PEAK, FLOOR = 1e-2, 1e-3
@@ -114,8 +116,9 @@ def _by_path(tree):
   ],
   ids=str,
 )
-def test_decay_shrinks_matrices_and_embeddings_only(changes):
-  config = _config(schedule='constant', warmup_steps=0, weight_decay=0.5)
+@pytest.mark.parametrize('options', [{}, {'kind': 'muon', 'cautious': True}], ids=str)
+def test_decay_shrinks_matrices_and_embeddings_only(changes, options):
+  config = _config(schedule='constant', warmup_steps=0, weight_decay=0.5, **options)
   optimizer = optimizer_lib.make_optimizer(config, optimizer_lib.make_schedule(config, 10))
   params = _params(**changes)
   zeros = jax.tree.map(np.zeros_like, params)
@@ -178,28 +181,128 @@ def test_updates_are_adamws_as_torch_computes_them():
     np.testing.assert_allclose(params['kernel'], p, rtol=0, atol=5e-7)
 
 
+def _matrix(*shape, seed):
+  """Returns matrices with singular values from 1 to 5, and U and V of their decomposition."""
+  u, _, vt = np.linalg.svd(np.random.default_rng(seed).normal(size=shape), full_matrices=False)
+  return ((u * np.linspace(5, 1, u.shape[-1])) @ vt).astype(np.float32), u, vt
+
+
+def _first_update(params, gradients, **options):
+  """Returns what the first step adds to parameters, over the learning rate, by path."""
+  config = _config(schedule='constant', warmup_steps=0, weight_decay=0.0, clip=0.0, **options)
+  optimizer = optimizer_lib.make_optimizer(config, optimizer_lib.make_schedule(config, 10))
+  updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+  return _by_path(jax.tree.map(lambda x: x / PEAK, updates))
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_muons_updates_are_orthogonal_matrices_and_queries_keys_and_values_are_three(scan):
+  params = _params(scan_layers=scan)
+  found: dict[str, list[np.ndarray]] = {}
+
+  def gradient(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    if not name.endswith('kernel'):
+      return np.ones_like(x)
+    D, F = x.shape[-2:]
+    parts = 3 if 'c_attn' in name else 1
+    g, *found[name] = _matrix(*x.shape[:-2], parts, D, F // parts, seed=len(found))
+    scales = np.array([1, 1e-3, 1e2][:parts], np.float32)[:, None, None]
+    return np.concatenate(np.moveaxis(g * scales, -3, 0), axis=-1)
+
+  gradients = jax.tree_util.tree_map_with_path(gradient, params)
+  updates = _first_update(params, gradients, kind='muon')
+  assert len(found) == (4 if scan else 8)
+  for name, (u, vt) in found.items():
+    parts = np.stack(np.split(updates[name], u.shape[-3], axis=-1), axis=-3)
+    product = np.swapaxes(u, -1, -2) @ -parts @ np.swapaxes(vt, -1, -2)
+    product /= 0.2 * math.sqrt(max(parts.shape[-2:]))
+    singular = np.diagonal(product, axis1=-2, axis2=-1)
+    assert (singular > 0.6).all() and (singular < 1.3).all(), name
+    # Of the momentum, which the first gradient is; rounding is enlarged by up to 3.4^5.
+    rest = product - singular[..., None] * np.eye(singular.shape[-1])
+    np.testing.assert_allclose(rest, 0, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize('changes', [{}, {'lora_rank': 3}, {'classes': 'bad,good'}], ids=str)
+def test_muon_leaves_all_but_the_matrices_of_the_blocks_to_adamw(changes):
+  params = _params(**changes)
+  if changes.get('lora_rank'):
+    params, _ = lora.split(params)
+  rng = np.random.default_rng(5)
+  gradients = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+  muon, adamw = (_first_update(params, gradients, kind=kind) for kind in ('muon', 'adamw'))
+  other = {name for name in muon if not np.array_equal(muon[name], adamw[name])}
+  assert other == {name for name in muon if name.startswith('h_') and name.endswith('kernel')}
+
+
+def test_cautious_decay_spares_what_its_update_moves_away_from_zero():
+  signs = np.array([1.0, -1.0, 0.0], np.float32)
+  params = {'kernel': np.array([[2.0], [-3.0]], np.float32) + 0 * signs}
+  gradients = {'kernel': np.broadcast_to(signs, (2, 3))}
+  config = _config(schedule='constant', warmup_steps=0, weight_decay=0.5, clip=0.0, cautious=True)
+  optimizer = optimizer_lib.make_optimizer(config, optimizer_lib.make_schedule(config, 10))
+  updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+  # AdamW's first step is the sign of the gradient.
+  decays = np.array([[1, 0, 1], [0, 1, 1]])
+  expected = -PEAK * (signs + 0.5 * decays * params['kernel'])
+  np.testing.assert_allclose(updates['kernel'], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_average_weighs_all_parameters_since_the_first_update():
+  decay, rng, steps = 0.7, np.random.default_rng(1), 5
+  config = _config(ema_decay=decay)
+  schedule = optimizer_lib.make_schedule(config, 10)
+  optimizer = optimizer_lib.make_optimizer(config, schedule)
+  plain = optimizer_lib.make_optimizer(dataclasses.replace(config, ema_decay=0.0), schedule)
+  params = {'kernel': rng.normal(size=(3, 4)).astype(np.float32)}
+  state, plain_state = optimizer.init(params), plain.init(params)
+  np.testing.assert_array_equal(state.average['kernel'], params['kernel'])
+  seen = []
+  for t in range(1, steps + 1):
+    gradients = {'kernel': rng.normal(size=(3, 4)).astype(np.float32)}
+    expected, plain_state = plain.update(gradients, plain_state, params)
+    updates, state = optimizer.update(gradients, state, params)
+    np.testing.assert_array_equal(updates['kernel'], expected['kernel'])
+    params = optax.apply_updates(params, updates)
+    seen.append(np.float64(params['kernel']))
+    weights = decay ** np.arange(t)[::-1]
+    average = np.average(seen, axis=0, weights=weights)
+    np.testing.assert_allclose(state.average['kernel'], average, rtol=0, atol=5e-7)
+
+
 def _largest(key):
   """The largest value that a knob of the optimizer may have."""
   fields = {field.name: field for field in dataclasses.fields(config_lib.OptimizerConfig)}
   return {name: limit for limit, name, _ in fields[key].metadata['limits']}['at most']
 
 
+@functools.cache
+def _extreme(kind, **options):
+  config = config_lib.OptimizerConfig(
+    kind=kind, warmup_steps=0, schedule='constant', clip=0.0, **options
+  )
+  optimizer = optimizer_lib.make_optimizer(config, optimizer_lib.make_schedule(config, 9))
+  return optax.GradientTransformation(optimizer.init, jax.jit(optimizer.update))
+
+
 _SIZES = st.sampled_from([0.0, 1e-30, 1e-8, 1.0, 1e17])
 
 
+@pytest.mark.parametrize('kind', ['adamw', 'muon'])
+@hypothesis.settings(deadline=None)
 @hypothesis.given(st.lists(st.tuples(_SIZES, _SIZES), min_size=1, max_size=5))
 @hypothesis.example([(1e17, 1e17), (1e17, 0.0), (1e17, 1e-8)])
-def test_no_update_of_what_is_finite_is_infinite(sizes):
+@hypothesis.example([(1e17, 1e17)] * 5)
+def test_no_update_of_what_is_finite_is_infinite(kind, sizes):
   """With the largest rates and decays that a config may have, and without clipping."""
-  keys = ('learning_rate', 'weight_decay', 'b1', 'b2')
-  config = config_lib.OptimizerConfig(
-    warmup_steps=0, schedule='constant', clip=0.0, **{key: _largest(key) for key in keys}
-  )
-  optimizer = optimizer_lib.make_optimizer(config, optimizer_lib.make_schedule(config, 9))
-  state = optimizer.init({'kernel': jnp.zeros(4)})
-  signs = jnp.array([1.0, -1.0, 1.0, 0.0])
+  keys = ('learning_rate', 'weight_decay', 'b1', 'b2', 'ema_decay')
+  optimizer = _extreme(kind, cautious=True, **{key: _largest(key) for key in keys})
+  tree = lambda x_DF: {'h_0': {'attn': {'c_attn': {'kernel': x_DF}}}}  # noqa: E731
+  state = optimizer.init(tree(jnp.zeros((2, 4))))
+  signs = jnp.array([[1.0, -1.0, 1.0, 0.0], [-1.0, 1.0, 1.0, 0.0]])
   for gradient, param in sizes:
-    params = {'kernel': signs[::-1] * param}
-    updates, state = optimizer.update({'kernel': signs * gradient}, state, params)
+    params = tree(signs[:, ::-1] * param)
+    updates, state = optimizer.update(tree(signs * gradient), state, params)
     params = optax.apply_updates(params, updates)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((params, state)))

@@ -20,6 +20,7 @@ from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import metrics, objectives, recovery
 from gpt_jax.training import program as program_lib
 from gpt_jax.training import run as run_lib
+from gpt_jax.training import step as step_lib
 from gpt_jax.weights import manifest, saved_model
 from tests import raised
 from tests.training import runs
@@ -49,8 +50,13 @@ def config(tmp_path_factory):
     patch.setattr(objectives, 'loss', loss)
     mesh = mesh_lib.make_mesh(config)
     data = loader.open_data(config, check=None)
-    program_lib.build(program_lib.resolve(config, data.tokenizer, (), mesh), mesh)
+    for each in (config, _averaged(config)):
+      program_lib.build(program_lib.resolve(each, data.tokenizer, (), mesh), mesh)
   return config
+
+
+def _averaged(config):
+  return runs.change(config, optimizer__kind='muon', optimizer__ema_decay=0.8)
 
 
 @pytest.fixture
@@ -82,6 +88,7 @@ def _by_hand(config, numbers):
       first = number * size
       make = lambda rows, first=first: data.train.train_rows(first + rows)  # noqa: E731
       state, _ = program.train_step(state, mesh_lib.global_batch(make, program.tokens))
+  state = step_lib.swap_average(program.config.model, state)
   return jax.device_get({'params': state.params, 'optimizer': state.opt_state})
 
 
@@ -140,6 +147,12 @@ def test_after_bad_steps_in_a_row_a_run_goes_back_and_on_behind_them(
   _check(config, path, [0, 1, 5, 6, 7, 8])
   assert manifest.steps(path / 'checkpoints') == [4, 6]
   runs.assert_trees_equal(runs.saved_state(path, 4), _by_hand(config, [0, 1, 5, 6]))
+
+
+def test_nothing_of_bad_steps_is_in_an_average(config, bad, tmp_path):
+  bad.nan.update({1, 3, 4})
+  path = _interrupt(_averaged(config), tmp_path / 'run', stops=(2,), crashes=(5,))
+  _check(_averaged(config), path, [0, None, 5, 6, 7, 8], skipped=1)
 
 
 def test_nothing_is_saved_among_bad_steps_that_would_displace_what_to_go_back_to(

@@ -271,23 +271,27 @@ def test_initial_state_is_a_function_of_its_key_at_step_0():
 
 # Bad numbers.
 
-SCHEDULE = optimizer_lib.make_schedule(config_lib.OptimizerConfig(1e-2, warmup_steps=3), 40)
-ADAMW = optimizer_lib.make_optimizer(config_lib.OptimizerConfig(), SCHEDULE)
+RATES = config_lib.OptimizerConfig(learning_rate=1e-2, warmup_steps=3)
+SCHEDULE = optimizer_lib.make_schedule(RATES, 40)
+ADAMW = config_lib.OptimizerConfig()
+MUON = config_lib.OptimizerConfig(kind='muon', cautious=True, ema_decay=0.9)
 
 
-def _make_adamw_step():
-  return jax.jit(step_lib.make_train_step(_model(0.2), ADAMW, SCHEDULE, jax.random.key(3)))
+def _make_step(options):
+  optimizer = optimizer_lib.make_optimizer(options, SCHEDULE)
+  return jax.jit(step_lib.make_train_step(_model(0.2), optimizer, SCHEDULE, jax.random.key(3)))
 
 
-_adamw_step = functools.cache(_make_adamw_step)
+_step = functools.cache(_make_step)
 
 
 @functools.cache
-def _adamw_state():
+def _state(options):
   """The state after two good steps."""
-  state = step_lib.TrainState(jnp.int32(0), _params(), ADAMW.init(_params()))
+  optimizer = optimizer_lib.make_optimizer(options, SCHEDULE)
+  state = step_lib.TrainState(jnp.int32(0), _params(), optimizer.init(_params()))
   for _ in range(2):
-    state, _ = _adamw_step()(state, _batch(1, 4))
+    state, _ = _step(options)(state, _batch(1, 4))
   return state
 
 
@@ -306,32 +310,36 @@ def _poisoned(kind):
 _LOSS = step_lib.objectives.loss
 
 
-@pytest.mark.parametrize(('kind', 'parts'), [('loss', 1), ('gradients', 2), ('large', 1)])
-def test_a_bad_batch_changes_nothing_but_the_step(kind, parts, monkeypatch):
-  before = _adamw_state()
+@pytest.mark.parametrize(
+  ('kind', 'parts', 'options'),
+  [('loss', 1, ADAMW), ('gradients', 2, ADAMW), ('large', 1, ADAMW), ('large', 1, MUON)],
+)
+def test_a_bad_batch_changes_nothing_but_the_step(kind, parts, options, monkeypatch):
+  before = _state(options)
   with monkeypatch.context() as patch:
     patch.setattr(step_lib.objectives, 'loss', _poisoned(kind))
-    skipped, metrics = _make_adamw_step()(before, _batch(parts, 4 // parts))
+    skipped, metrics = _make_step(options)(before, _batch(parts, 4 // parts))
   assert metrics['skipped'] == 1
   assert np.isfinite(metrics['loss']) == (kind != 'loss')
   assert skipped.step == before.step + 1
   for one, other in ((skipped.params, before.params), (skipped.opt_state, before.opt_state)):
     jax.tree.map(np.testing.assert_array_equal, one, other)
   # The next one is what it would have been without it, and so is its learning rate.
-  after, metrics = _adamw_step()(skipped, _batch(2, 2))
-  never, expected = _adamw_step()(before._replace(step=before.step + 1), _batch(2, 2))
+  after, metrics = _step(options)(skipped, _batch(2, 2))
+  never, expected = _step(options)(before._replace(step=before.step + 1), _batch(2, 2))
   jax.tree.map(np.testing.assert_array_equal, (after, metrics), (never, expected))
   assert metrics['skipped'] == 0
   np.testing.assert_allclose(metrics['learning_rate'], SCHEDULE(2), rtol=1e-6)
   counts = optax.tree.get_all_with_path(after.opt_state, 'count')
-  assert [int(count) for _, count in counts] == [3, 3]
+  # Adam's, the schedule's, and Muon's.
+  assert [int(count) for _, count in counts] == [3] * (2 if options == ADAMW else 3)
 
 
 def test_parameters_beyond_all_reason_are_not_changed():
-  state = _adamw_state()
+  state = _state(ADAMW)
   # Of tokens that don't exist, so that neither loss nor gradient shows it.
   wte = state.params['wte']['embedding'].at[VOCAB:].set(1e18)
   state = state._replace(params={**state.params, 'wte': {'embedding': wte}})
-  after, metrics = _adamw_step()(state, _batch(1, 4))
+  after, metrics = _step(ADAMW)(state, _batch(1, 4))
   assert metrics['skipped'] == 1 and metrics['loss'] < 10 and metrics['grad_norm'] < 10
   jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
