@@ -53,7 +53,7 @@ def _uneven_batch(parts):
   counts_BL = segments_BL > 0
   counts_BL[1] = np.arange(BLOCK) == 6
   shape = (parts, 4 // parts, BLOCK)
-  inputs_ABL, targets_ABL, _ = _batch(parts, 4 // parts)
+  inputs_ABL, targets_ABL, *_ = _batch(parts, 4 // parts)
   targets_ABL = jnp.where(counts_BL.reshape(shape), targets_ABL, batch_lib.IGNORED)
   return batch_lib.Batch(inputs_ABL, targets_ABL, jnp.asarray(segments_BL.reshape(shape)))
 
