@@ -53,7 +53,7 @@ class _Rule(NamedTuple):
 def conversations(name: str, split: str) -> Iterator[Conversation]:
   """Yields the conversations of a split of `builtin:NAME`, its kinds in turn.
 
-  In training, up to two prompts of other kinds come before, if there are any.
+  In training a quarter of them, if there are several kinds, has a prompt of any kind before it.
   """
   rules = RULES[name]
   for number in range(NUMBERS[split]):
@@ -61,7 +61,7 @@ def conversations(name: str, split: str) -> Iterator[Conversation]:
     kind, turns = list(rules)[number % len(rules)], list[str]()
     kinds = [kind]
     if split == 'train' and len(rules) > 1:
-      kinds = [*random_.choices(list(rules), k=random_.randrange(3)), kind]
+      kinds = [*random_.choices(list(rules), k=random_.randrange(4) // 3), kind]
     for each in kinds:
       rule = rules[each]
       x = rule.draw(random_)
