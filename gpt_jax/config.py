@@ -15,7 +15,10 @@ class ModelConfig:
   """The architecture: GPT-2 (Radford et al. 2019) and options that keep it readable."""
 
   kind: str = _knob(
-    'gpt', 'Transformer (gpt), or a recurrent network to compare.', choices=('gpt', 'lstm')
+    'gpt',
+    'Transformer (gpt), the same with attention to both sides (encoder), both of them, n_layer '
+    'blocks each (encoder_decoder), or a recurrent network to compare (lstm).',
+    choices=('gpt', 'lstm', 'encoder', 'encoder_decoder'),
   )
   n_layer: int = _knob(12, 'Transformer blocks.', at_least=1)
   n_head: int = _knob(12, 'Attention heads per block; must divide n_embd.', at_least=1)
@@ -57,6 +60,9 @@ class ModelConfig:
     'faster for a large one. Empty: one softmax over all.',
   )
   lstm_width: int = _knob(512, 'Width of the states of an lstm.', at_least=1)
+  mask_id: int = _knob(
+    -1, "Id of the token that hides others, for task masked; -1: the tokenizer's.", at_least=-1
+  )
   classes: str = _knob(
     '', 'Classes that a classifier tells apart, separated by commas; empty: those of the data.'
   )
@@ -124,8 +130,8 @@ class DataConfig:
   lowercase: bool = _knob(False, 'Lower-case the text, for tokenizer word.')
   special_tokens: str = _knob(
     '',
-    'Special tokens to add to char, byte and word: some of bos eos pad unk, separated by spaces; '
-    'byte always has eos, word eos and unk.',
+    'Special tokens to add to char, byte and word: some of bos eos pad unk mask, separated by '
+    'spaces; byte always has eos, word eos and unk.',
   )
   chunks: str = _knob(
     'windows',
@@ -280,8 +286,9 @@ class Config:
   processes: ProcessesConfig = dataclasses.field(default_factory=ProcessesConfig)
   task: str = _knob(
     'next_token',
-    'What is learned: to predict the next token, or to classify documents by data.label_field.',
-    choices=('next_token', 'classify'),
+    'What is learned: to predict the next token, to classify documents by data.label_field, to '
+    'guess masked tokens from both sides, or to translate prompts to their responses.',
+    choices=('next_token', 'classify', 'masked', 'translate'),
   )
   init_from: str = _knob(
     '',

@@ -61,7 +61,7 @@ def run(
         if not knobs.is_utf8(prompt):
           raise errors.UserError('prompt', 'is not UTF-8')
         with oom.oom_as_user_error(OOM_FIX):
-          sample = write(prompt, model.stream(prompt, request=request))
+          sample = write(model.shown(prompt), model.stream(prompt, request=request))
         report_shifts(sample.context_shifts, model.config.block_size)
         seed = (request.settings.seed + 1) % 2**32
         settings = dataclasses.replace(request.settings, seed=seed)

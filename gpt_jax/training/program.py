@@ -46,18 +46,30 @@ def resolve(
       f"{model.vocab_size} must be 0 or {size}, the {tokenizer.kind} tokenizer's",
       '`model.pad_vocab_to` rounds the embedding up',
     )
+  masked = config.task == 'masked'
+  if masked and tokenizer.mask_id is None:
+    problem = f'the {tokenizer.kind} tokenizer has no token to mask others with, such as [MASK]'
+    raise errors.UserError('data.tokenizer', problem, 'use another')
   attention = model.attention
   if attention == 'auto':
     kind, attention = mesh.devices.flat[0].device_kind, 'xla'
     # cuDNN's kernel takes 16-bit floats and head widths up to 256 in steps of 8; it has no dropout
     # and can't keep packed documents apart.
     narrow = model.head_width % 8 == 0 and model.head_width <= 256
-    if kind.startswith('NVIDIA') and model.dtype == 'bfloat16' and not config.has_segments:
-      attention = 'cudnn' if narrow and not model.dropout else 'xla'
-    elif kind.startswith('TPU') and config.row_length % 128 == 0 and model.kind == 'gpt':
-      attention = 'splash' if not model.dropout else 'xla'
+    if model.dropout or model.kind not in ('gpt', 'encoder'):
+      pass
+    elif kind.startswith('NVIDIA') and model.dtype == 'bfloat16' and not config.has_segments:
+      attention = 'cudnn' if narrow else 'xla'
+    elif kind.startswith('TPU') and config.row_length % 128 == 0:
+      attention = 'splash'
   resolved: config_lib.Config = knobs.replace(
-    config, {'model.vocab_size': size, 'model.classes': names, 'model.attention': attention}
+    config,
+    {
+      'model.vocab_size': size,
+      'model.classes': names,
+      'model.mask_id': tokenizer.mask_id if masked else -1,
+      'model.attention': attention,
+    },
   )
   mesh_lib.check_divisible(resolved, mesh)
   return resolved
@@ -70,7 +82,7 @@ def check_memory(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
   """
   model, train, shape = config.model, config.train, mesh.shape
   width = model.n_embd
-  size = 12 * width**2 if model.kind == 'gpt' else 4 * model.lstm_width**2
+  size = 12 * width**2 if model.kind != 'lstm' else 4 * model.lstm_width**2
   copies = 1 if model.lora_rank or model.freeze_body else 3  # Adam has two moments of each value
   state = 4 * copies * model.n_layer * size / (shape['fsdp'] * shape['tensor'])
   oom.check('model.n_embd', f'{width} × `model.n_layer` ({model.n_layer}): the parameters', state)
@@ -104,7 +116,8 @@ class Program:
   def batch(self) -> batch_lib.Batch:
     """The abstract batch."""
     segments = self.tokens if self.config.has_segments else None
-    return batch_lib.Batch(self.tokens, self.tokens, segments)
+    sources = self.tokens if self.config.task == 'translate' else None
+    return batch_lib.Batch(self.tokens, self.tokens, segments, sources)
 
   def compiler_options(self, kernels: pathlib.Path | None = None) -> dict[str, str | bool]:
     """Returns options for XLA; `kernels` as of `mesh.compiler_options`."""

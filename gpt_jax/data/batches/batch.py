@@ -11,3 +11,6 @@ class Batch(NamedTuple):
   inputs: Any
   targets: Any  # the token after each input, `IGNORED` where nothing is to be predicted
   segments: Any = None  # documents in a row from 1, 0 for padding; None if rows are not packed
+  sources: Any = (
+    None  # what an encoder reads, `IGNORED` behind its end; None if there is no encoder
+  )
