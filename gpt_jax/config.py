@@ -114,6 +114,13 @@ class DataConfig:
   label_field: str = _knob(
     '', 'Field of a JSON line, column or feature that holds the class of a document; empty: none.'
   )
+  template: str = _knob(
+    '',
+    'How a prompt is written for task instruct, with {prompt} in its place, such as '
+    '"Q: {prompt} A: "; for task translate "{prompt}". The sources then have conversations: JSON '
+    'lines with instruction and output, perhaps input, or with messages; builtin:instructions, '
+    'builtin:dates.',
+  )
   invalid_utf8: str = _knob(
     'fail',
     'Stop at bytes that are not UTF-8, or replace and count them.',
@@ -287,8 +294,9 @@ class Config:
   task: str = _knob(
     'next_token',
     'What is learned: to predict the next token, to classify documents by data.label_field, to '
-    'guess masked tokens from both sides, or to translate prompts to their responses.',
-    choices=('next_token', 'classify', 'masked', 'translate'),
+    'guess masked tokens from both sides, to answer prompts of conversations (instruct), or to '
+    'translate prompts to their responses.',
+    choices=('next_token', 'classify', 'masked', 'instruct', 'translate'),
   )
   init_from: str = _knob(
     '',
@@ -299,7 +307,8 @@ class Config:
   @property
   def has_segments(self) -> bool:
     """Whether rows have parts that must not attend to each other."""
-    return self.task == 'classify' or self.data.chunks in ('packed', 'sentences')
+    by_task = {'classify': True, 'instruct': True, 'translate': False}
+    return by_task.get(self.task, self.data.chunks in ('packed', 'sentences'))
 
   @property
   def row_length(self) -> int:

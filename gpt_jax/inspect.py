@@ -80,8 +80,8 @@ def _check(values: flags.FlagValues) -> 'tuple[set[str], options.Request]':
     found.append(errors.UserError('model', 'must be given', 'for example runs/quickstart'))
   if not values.prompt and names & {*_OF_PROMPT, '' if values.data else 'loss'}:
     found.append(errors.UserError('prompt', 'is empty', 'give a text to look at'))
-  for name in ('prompt', 'fill'):
-    if not knobs.is_utf8(values[name].value):
+  for name, text in (('prompt', values.prompt), ('fill', values.fill)):
+    if not knobs.is_utf8(text):
       found.append(errors.UserError(name, 'is not UTF-8'))
   settings: dict[str, Any] = {name: values[name].value for name in _SETTINGS}
   try:

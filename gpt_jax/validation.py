@@ -82,6 +82,7 @@ _KINDS = {
   'next_token': ('gpt', 'lstm'),
   'classify': ('gpt', 'lstm', 'encoder'),
   'masked': ('encoder',),
+  'instruct': ('gpt', 'lstm'),
   'translate': ('encoder_decoder',),
 }
 
@@ -137,6 +138,17 @@ def _data_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
   if valid('data.label_field', 'task') and config.task == 'classify' and not data.label_field:
     problem = 'must name the field that holds the class, such as label, for `task=classify`'
     yield errors.UserError('data.label_field', problem)
+  if valid('data.template', 'data.label_field', 'task'):
+    if config.task == 'translate' and data.template != '{prompt}':
+      problem = f'{data.template!r} must be {{prompt}} for `task=translate`'
+      yield errors.UserError('data.template', problem)
+    elif config.task == 'instruct' and '{prompt}' not in data.template:
+      problem = f'{data.template!r} must hold {{prompt}} for `task={config.task}`'
+      yield errors.UserError('data.template', problem, "such as 'Q: {prompt} A: '")
+    if data.template and config.task not in ('instruct', 'translate'):
+      yield errors.UserError('data.template', f'{data.template!r} needs `task=instruct`')
+    if data.template and data.label_field:
+      yield errors.UserError('data.label_field', 'cannot be combined with `data.template`')
   for key, value in (('data.lowercase', data.lowercase), ('model.clusters', config.model.clusters)):
     if valid(key, 'data.tokenizer') and value and data.tokenizer != 'word':
       yield errors.UserError(key, f'{value} needs `data.tokenizer=word`')

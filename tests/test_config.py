@@ -109,6 +109,7 @@ _LSTM = {'model.kind': 'lstm', 'model.tie_embeddings': False, 'model.n_head': 7}
 _MASKED: dict[str, Any] = {'task': 'masked', 'model.kind': 'encoder', 'data.tokenizer': 'char'}
 _MASKED |= {'data.special_tokens': 'mask'}
 _CLASSIFY = {'task': 'classify', 'data.label_field': 'label'}
+_INSTRUCT = {'task': 'instruct', 'data.template': 'Q: {prompt} A: '}
 _BROKEN = [
   ({'model.n_embd': 10, 'model.n_head': 4}, 'model.n_embd'),
   ({'train.batch_size': 10, 'train.gradient_accumulation': 4}, 'train.batch_size'),
@@ -152,6 +153,11 @@ _BROKEN = [
   ({'data.lowercase': True}, 'data.lowercase'),
   ({'data.row_length': 1023}, 'data.row_length'),
   ({'task': 'classify'}, 'data.label_field'),
+  ({'task': 'instruct'}, 'data.template'),
+  ({'task': 'instruct', 'data.template': 'Q: prompt'}, 'data.template'),
+  ({'data.template': '{prompt}'}, 'data.template'),
+  ({**_INSTRUCT, 'data.label_field': 'kind'}, 'data.label_field'),
+  ({**_INSTRUCT, 'model.attention': 'cudnn', 'model.dtype': 'bfloat16'}, 'model.attention'),
   ({'model.freeze_body': True, 'init_from': 'x'}, 'model.freeze_body'),
   ({**_CLASSIFY, 'model.freeze_body': True}, 'model.freeze_body'),
   ({'model.classes': 'a,b'}, 'model.classes'),
@@ -165,6 +171,7 @@ _BROKEN = [
   ),
 ]
 _KEPT = [
+  _INSTRUCT,
   {'model.n_embd': 12, 'model.n_head': 4},
   {'train.batch_size': 12, 'train.gradient_accumulation': 4},
   {'train.steps': 10, 'optimizer.warmup_steps': 10},

@@ -50,7 +50,7 @@ def test_an_output_that_exists_or_cannot_be_written_is_refused(run, tmp_path):
   ('kind', 'more'),
   [
     ('encoder', {'task': 'classify', 'data.label_field': 'label'}),
-    ('encoder_decoder', {'task': 'translate'}),
+    ('encoder_decoder', {'task': 'translate', 'data.template': '{prompt}'}),
   ],
 )
 def test_a_model_that_is_no_gpt_is_refused(kind, more, tmp_path):

@@ -45,6 +45,8 @@ def _write_inputs(folder):
     'array.jsonl': '["a line"]\n',
     'labels.jsonl': '{"text": "some", "is": "a"}\n{"text": "text", "is": "b"}\n' * 30,
     'one.jsonl': '{"text": "some text", "is": "a"}\n' * 30,
+    'aa.jsonl': '{"instruction": "Say a.", "output": "a"}\n{"instruction": "Say b."}\n',
+    'bb.jsonl': '{"messages": [{"role": "human", "content": "Say a."}]}\n',
     'tokenizer.json': '[]',
     'prompts.txt': 'some text\nsome Q\n',
     'hellaswag.jsonl': '{"ctx": "some", "endings": ["text"], "label": 0}\n',
@@ -181,7 +183,16 @@ _CASES = [
   train --config.data.label_field=is
   train --config.task=classify
   train --config.task=classify --config.data.label_field=is --config.data.source=jsonl:one.jsonl
+  train --config.task=instruct
+  train --config.task=instruct --config.data.template='Q: {prompt} A: '
+  train --config.task=instruct --config.data.template={prompt} --config.data.source=jsonl:aa.jsonl
+  train --config.task=instruct --config.data.template={prompt} --config.data.source=jsonl:bb.jsonl
+  train --config.task=instruct --config.data.template={prompt} --config.data.source=builtin:dates
+  train --config.data.source=builtin:instructions
   train --config.model.kind=lstm
+  train --config.task=translate
+  train --config.task=masked --config.model.kind=encoder
+  train --config.task=masked --config.model.kind=encoder --config.data.tokenizer=gpt2
   train --config.model.clusters=9 --config.data.row_length=5 --config.data.lowercase=true
   train --config.data.tokenizer=gpt2 --config.data.special_tokens=bos
   train --config.data.tokenizer=hf:none.json
@@ -290,6 +301,7 @@ _CASES = [
   inspect --picture=loss
   inspect --model=run --prompt='some text to learn'
   inspect --model=classifier --prompt=some --picture=lens
+  inspect --model=run --fill=some
   plot
   plot run nonesuch --outptu=x.png
   plot run classifier

@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 from gpt_jax import config as config_lib
+from gpt_jax import knobs
 from gpt_jax.benchmarks import figures
 from gpt_jax.benchmarks import options as options_lib
 from gpt_jax.data import loader
@@ -43,8 +44,11 @@ def _with_documents(config: config_lib.Config, folder: pathlib.Path) -> config_l
       text = rng.choice(_LETTERS, min(left, int(rng.integers(1, _LONGEST)))).tobytes().decode()
       file.write(json.dumps({'text': text, 'class': str(left % 2)}) + '\n')
       left -= len(text)
+  if config.data.template:  # there are no conversations here, but documents are packed alike
+    config = knobs.replace(config, {'task': 'next_token', 'data.chunks': 'packed'})
   data = dataclasses.replace(
     config.data,
+    template='',
     source=f'jsonl:{folder}/documents.jsonl',
     text_field='text',
     label_field='class' if config.task == 'classify' else '',

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from gpt_jax import config as config_lib
 from gpt_jax import errors, progress
 from gpt_jax.data import batches, prepare, splits, tokenizers
-from gpt_jax.data.batches import chunks, stream
+from gpt_jax.data.batches import chunks, conversations, stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Data:
   """What a run is trained and validated on.
 
   `sources` are in the order of the config; `content_hashes` are of the tokens of each, by its spec;
-  `classes` are the names of documents' labels, by their numbers.
+  `classes` are the names of documents' labels, by their numbers (of turns: `conversations.TURNS`).
   """
 
   tokenizer: tokenizers.Tokenizer
@@ -40,8 +40,10 @@ def open_data(config: config_lib.Config, *, check: Callable[[], None] | None) ->
       prepared.verify(progress=bar.show)
   tokenizer = prepared.tokenizer
   end_ids = []
-  classify = config.task == 'classify'
-  if config.data.chunks == 'sentences' and not classify:
+  if config.data.template and tokenizer.eos_id is None:
+    problem = f'the {tokenizer.kind} tokenizer has no eos, which ends a response'
+    raise errors.UserError('data.special_tokens', problem, 'set `data.special_tokens=eos`')
+  if config.data.chunks == 'sentences' and config.task != 'classify':
     try:
       end_ids = [tokenizer.token_id(token) for token in config.data.sentence_end.split()]
     except errors.UserError as e:
@@ -49,14 +51,16 @@ def open_data(config: config_lib.Config, *, check: Callable[[], None] | None) ->
   chunk = functools.partial(
     chunks.chunk,
     config.data,
-    classify=classify,
+    task=config.task,
     block_size=config.model.block_size,
     start_id=tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id,
     end_ids=end_ids,
     pad_id=(tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id) or 0,
   )
   classes = tuple(dict.fromkeys(name for source in prepared.sources for name in source.classes))
-  if classify and len(classes) < 2:
+  if config.data.template:
+    classes = conversations.TURNS
+  if config.task == 'classify' and len(classes) < 2:
     problem = f'{config.data.label_field!r} holds ' + (
       f'only {classes[0]}' if classes else 'no class'
     )

@@ -50,9 +50,9 @@ def prepare(data: config.DataConfig, *, progress: progress_lib.Report | None = N
   """
   mixture = sources.parse_mixture(data.source)
   texts = [
-    sources.open_source(spec, text_field=data.text_field, label_field=data.label_field)
+    _open(spec, data)
     for _, spec in mixture
-    if not spec.startswith(pretokenized.SCHEME)
+    if data.template or not spec.startswith(pretokenized.SCHEME)
   ]
   cache = pathlib.Path(data.cache_dir).expanduser()
   folder = cache if data.cache_dir else user_cache.folder() / 'tokens'
@@ -77,6 +77,11 @@ def prepare(data: config.DataConfig, *, progress: progress_lib.Report | None = N
     weights=tuple(weight for weight, _ in mixture if weight is not None) or None,
     new_stores=tuple(stores[text.spec] for text in missing),
   )
+
+
+def _open(spec: str, data: config.DataConfig) -> sources.Source:
+  fields = {name: getattr(data, name) for name in ('text_field', 'label_field', 'template')}
+  return sources.open_source(spec, **fields)
 
 
 def _store_name(
@@ -158,9 +163,7 @@ def _write_store(
     )
     if not manifest.tokens:
       raise errors.UserError('data.source', f'{text.spec} has no text')
-    fields = {'text_field': data.text_field, 'label_field': data.label_field}
-    again = sources.open_source(text.spec, **fields)
-    if again.fingerprint != text.fingerprint:
+    if _open(text.spec, data).fingerprint != text.fingerprint:
       raise errors.UserError('data.source', f'{text.spec} changed while it was read', 'run again')
     atomic.write_json(folder / store.MANIFEST, dataclasses.asdict(manifest.sealed()))
     try:

@@ -6,7 +6,7 @@ import numpy as np
 
 from gpt_jax import config, errors
 from gpt_jax.data import pretokenized, store
-from gpt_jax.data.batches import stream
+from gpt_jax.data.batches import conversations, stream
 
 Source = store.Store | pretokenized.TokenFiles
 _HELD_OUT = ('validation', 'test')  # validate on the first of these that a source has
@@ -20,9 +20,10 @@ def make(
   `data.split` decides. position: the last `data.test_fraction` of the tokens are for tests, and the
   last `data.val_fraction` of the others for validation. document: documents whose hash is in the
   lowest `data.test_fraction` of all hashes are for tests, and those in the next lowest for
-  validation, so that equal documents are in one split and documents added later move none. given:
-  the source's own. A document belongs to the split of its first token. Labels are numbers in
-  `classes`. Raises `UserError` if the source has no splits of its own.
+  validation, so that equal documents are in one split and documents added later move none; the
+  turns of a conversation have the hash of the first. given: the source's own. A document belongs to
+  the split of its first token. Labels are numbers in `classes`. Raises `UserError` if the source
+  has no splits of its own.
   """
   end, rest = len(source.tokens), 1 - data.test_fraction
   match data.split:
@@ -32,6 +33,9 @@ def make(
       spans = [np.array([[a, b]]) for a, b in ((0, middle), (middle, stop), (stop, end))]
     case 'document':
       bounds, hashes = _document_bounds(source), source.documents['hash']
+      if data.template:
+        is_first = source.documents['label'] == source.classes.index(conversations.TURNS[0])
+        hashes = hashes[np.flatnonzero(is_first)[np.cumsum(is_first) - 1]]
       is_test = hashes < np.uint64(data.test_fraction * 2**64)
       held_out = hashes < np.uint64((data.test_fraction + data.val_fraction * rest) * 2**64)
       spans = [_joined(bounds[of]) for of in (~held_out, held_out & ~is_test, is_test)]

@@ -249,7 +249,7 @@ def _pooled_hidden(
 ) -> jax.Array:
   """The sum of the hidden states of the first `length_B` positions, or the last of them."""
   last_B1, place_L = length_B[:, None] - 1, jnp.arange(tokens_BL.shape[1])
-  options = {}
+  options: dict[str, Any] = {}
   if model.config.kind == 'encoder':  # which would see the padding
     options['segments_BL'] = (place_L <= last_B1).astype(jnp.int32)
   hidden_BLD, _ = model.apply({'params': params}, tokens_BL, method='hidden', **options)

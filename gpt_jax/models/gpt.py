@@ -56,7 +56,7 @@ class Block(nn.Module):
       layers.layer_norm(cfg, 'ln_1')(x_BLD), cache, start_B, segments_BL, deterministic
     )
     x_BLD = x_BLD + y_BLD
-    if kv_BM2HK is not None:
+    if kv_BM2HK is not None and seen_BM is not None:
       y_BLD = layers.layer_norm(cfg, 'ln_cross')(x_BLD)
       cross = attention.CrossAttention(cfg, name='cross')
       x_BLD = x_BLD + cross(y_BLD, kv_BM2HK, seen_BM, deterministic)
@@ -149,15 +149,15 @@ class GPT(output.LanguageModel):
     x_BLD = layers.constrain(x_BLD.astype(cfg.dtype), _RESIDUAL)
     x_BLD = self.drop(x_BLD, deterministic=deterministic)
     caches = None if cache is None else cache.layers
-    memory = memory or (cache and cache.memory) or attention.Memory(None, None)
+    kvs, seen_BM = memory or (cache and cache.memory) or (None, None)
     if cfg.scan_layers:
-      x_BLD, caches = self.h(x_BLD, caches, start_B, segments_BL, deterministic, *memory)
+      x_BLD, caches = self.h(x_BLD, caches, start_B, segments_BL, deterministic, kvs, seen_BM)
     else:
       caches = list(caches or [None] * cfg.n_layer)
-      kvs = memory.layers or [None] * cfg.n_layer
+      kvs = kvs or [None] * cfg.n_layer
       for i, block in enumerate(self.h):
         x_BLD, caches[i] = block(
-          x_BLD, caches[i], start_B, segments_BL, deterministic, kvs[i], memory.seen_BM
+          x_BLD, caches[i], start_B, segments_BL, deterministic, kvs[i], seen_BM
         )
     if cache is not None:
       cache = cache._replace(layers=caches, length_B=cache.length_B + L)

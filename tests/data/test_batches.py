@@ -9,29 +9,34 @@ from gpt_jax import config
 from gpt_jax.data import batches
 from gpt_jax.data.batches import chunks, stream
 
-KINDS = ('windows', 'partition', 'packed', 'sentences', 'documents')
+TASKS = {'documents': 'classify', 'conversations': 'instruct', 'pairs': 'translate'}
+KINDS = ('windows', 'partition', 'packed', 'sentences', *TASKS)
 _L = 16
 
 
-def _split(size, seed, first_id):
+def _split(size, seed, first_id, *, is_turns):
   """Documents of 1 to 60 tokens in three shards; about every fifth token ends a sentence."""
   random = np.random.default_rng(seed)
   ids = random.integers(first_id, first_id + 50, size).astype(np.uint16)
   ends = np.unique([0, *random.integers(1, size, size // 30), size])
+  if is_turns:  # at least two tokens each
+    ends = np.unique([0, *random.integers(1, size // 2, size // 6) * 2, size])
   documents = np.stack([ends[:-1], ends[1:]], 1)
   shards = tuple(np.split(ids, [size // 3, size // 2]))
   labels = random.integers(0, 2, len(documents))
+  if is_turns:
+    labels = np.arange(len(documents)) % 2 * 2  # first, response
   spans = np.array([[0, size]])
   return stream.Split(stream.Tokens(shards), spans, lambda: documents, lambda: labels)
 
 
 def _chunks(kind, size=3000, seed=0, first_id=100):
-  is_chunks = {} if kind == 'documents' else {'chunks': kind}
+  is_chunks = {} if kind in TASKS else {'chunks': kind}
   data = config.DataConfig(min_length=4, max_length=_L + 1, **is_chunks)
   return chunks.chunk(
     data,
-    _split(size, seed, first_id),
-    classify=kind == 'documents',
+    _split(size, seed, first_id, is_turns=kind in ('conversations', 'pairs')),
+    task=TASKS.get(kind, 'next_token'),
     block_size=_L,
     start_id=1,
     end_ids=range(first_id, first_id + 10),
@@ -50,7 +55,9 @@ def _dataset(kind, mixture, seed=0):
 def _hash(*parts):
   """The same for the rows of a batch, whether they come together or in parts."""
   digest = hashlib.sha256()
-  for column in zip(*parts, strict=True):
+  for number, column in enumerate(zip(*parts, strict=True)):
+    if number == 3 and column[0] is None:
+      continue  # as before there were sources
     digest.update(b'none' if column[0] is None else np.concatenate(column).tobytes())
   return digest.digest()
 
@@ -143,6 +150,8 @@ def test_validation_divides_its_rows_by_weight():
     ('packed', '838055eafc45f462'),
     ('sentences', 'a93fd101274086f6'),
     ('documents', '3a20ed7bd335466b'),
+    ('conversations', 'dcc95879f05a0e8f'),
+    ('pairs', '50aa32b45f13b82d'),
   ],
 )
 def test_batches_are_the_same_on_every_machine_and_version(kind, digest):

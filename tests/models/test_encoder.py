@@ -4,6 +4,7 @@ Shapes in names: B batch, L length, J length again (of the inputs), D width, V v
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from tests.models import tiny
 BLOCK = 12
 WAYS = [{}, {'remat': True}, {'remat': True, 'scan_layers': True}]
 SEGMENTS_BL = np.array([[1] * 5 + [2] * 4 + [3] + [0] * 2, [1] * 12], np.int32)
-_sizes = functools.partial(dict, kind='encoder', block_size=BLOCK)
+_sizes: Any = functools.partial(dict, kind='encoder', block_size=BLOCK)
 
 
 def _hidden(tokens_BL, segments_BL=None, params=None, **changes):

@@ -5,6 +5,7 @@ Shapes in names: B batch, L length of a target, M length of a source, D width, V
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from tests.generation import tiny as generation
 from tests.models import tiny
 
 WAYS = [{}, {'remat': True}, {'scan_layers': True}]
-_sizes = functools.partial(dict, kind='encoder_decoder')
+_sizes: Any = functools.partial(dict, kind='encoder_decoder')
 SOURCES_BM = np.array([[3, 1, 4, 1, 5], [9, 2, -1, -1, -1]], np.int32)
 
 
@@ -72,7 +73,7 @@ def test_decoding_with_both_caches_is_the_whole_computation(scan_layers):
   memory = _apply(model, params, SOURCES_BM, method='remember')
   cache = attention.empty_cache(model.config, 2, 8)._replace(memory=memory)
   # The rows change places on the way, and their memories with them.
-  swapped = np.array([1, 0])
+  swapped = jnp.array([1, 0])
   found = []
   for start, stop in ((0, 3), (3, 4), (4, 7)):
     logits_BLV, cache = _apply(model, params, tokens_BL[:, start:stop], cache=cache)

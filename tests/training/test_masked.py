@@ -63,7 +63,7 @@ def test_masks_are_a_function_of_the_key_however_rows_are_grouped():
     objectives.prepare(CONFIG, batch, jax.random.key(key))
     for key, batch in (
       (1, rows),
-      (1, batch_lib.Batch(*(x.reshape(2, 2, 8) for x in rows))),
+      (1, batch_lib.Batch(*(x.reshape(2, 2, 8) for x in rows[:3]))),
       (2, rows),
     )
   )
@@ -154,7 +154,7 @@ def _saved(path):
   return saved_model.open_model(path)
 
 
-def test_it_fills_in_what_is_masked(folder, capsys, monkeypatch):
+def test_it_fills_in_what_is_masked(folder, capsys):
   def fill(*args):
     values = inspect.define_flags()
     cli.parse(values, ['inspect', *args], takes_config=False)
@@ -162,8 +162,14 @@ def test_it_fills_in_what_is_masked(folder, capsys, monkeypatch):
     return capsys.readouterr().out
 
   out = fill(f'--model={folder / "run"}', '--fill=hab[MASK]de[MASK]g')
-  first, second = (line.split() for line in out.splitlines()[-2:])
-  assert first[:2] == ['[MASK]', 'c'] and second[:2] == ['[MASK]', 'f']
+  model = language_model.load(folder / 'run')
+  assert model.tokenizer is not None
+  ids = [
+    model.tokenizer.token_id(token) for token in ('h', 'a', 'b', 'mask', 'd', 'e', 'mask', 'g')
+  ]
+  likeliest_L = np.asarray(model.logits([ids])[0].argmax(-1))
+  for place, line in zip((3, 6), out.splitlines()[-2:], strict=True):
+    assert line.split()[:2] == ['[MASK]', model.tokenizer.decode([likeliest_L[place]])]
   for key, args in (
     ('model', ['--fill=a[MASK]']),
     ('picture', ['--fill=a[MASK]', '--picture=next', '--model=x', '--prompt=a']),

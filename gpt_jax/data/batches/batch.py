@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 IGNORED = -1  # a target that doesn't count
 
 
@@ -14,3 +16,25 @@ class Batch(NamedTuple):
   sources: Any = (
     None  # what an encoder reads, `IGNORED` behind its end; None if there is no encoder
   )
+
+
+def packed(
+  inside_RL: np.ndarray,
+  inputs: np.ndarray,
+  targets: np.ndarray,
+  segments: np.ndarray,
+  pad_id: int,
+) -> Batch:
+  """Returns rows with these values at the True places, and padding elsewhere."""
+  return Batch(
+    spread(inputs, inside_RL, pad_id),
+    spread(targets, inside_RL, IGNORED),
+    spread(segments, inside_RL, 0),
+  )
+
+
+def spread(flat: np.ndarray, inside_RL: np.ndarray, fill: int) -> np.ndarray:
+  """Returns `flat` at the True places, in their order, and `fill` elsewhere: int32 (R, L)."""
+  spread_RL = np.full(inside_RL.shape, fill, np.int32)
+  spread_RL[inside_RL] = flat
+  return spread_RL

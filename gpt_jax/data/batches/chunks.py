@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gpt_jax import config, errors
-from gpt_jax.data.batches import batch, packing, sentences, stream
+from gpt_jax.data.batches import batch, conversations, packing, sentences, stream
+
+_OF_TASK = {'classify': 'documents', 'instruct': 'conversations', 'translate': 'pairs'}
 
 
 def chunk(
   data: config.DataConfig,
   split: stream.Split,
   *,
-  classify: bool = False,
+  task: str,
   block_size: int,
   start_id: int | None,
   end_ids: Sequence[int],
@@ -25,7 +27,8 @@ def chunk(
 ) -> 'Chunks':
   """Makes the rows of a split; which there are depends on no seed.
 
-  To `classify`, they are `Documents`; else `data.chunks` decides.
+  To classify they are `Documents`, to instruct `Conversations`, to translate `Pairs`; for other
+  tasks `data.chunks` decides.
 
   windows: L + 1 tokens from each position of the stream (as nanoGPT draws them, Karpathy 2022).
   partition: the stream cut every L tokens, so that each token but the first is a target once per
@@ -38,7 +41,7 @@ def chunk(
   rows: Chunks
   stretches = functools.partial(Stretches, block_size=block_size, pad_id=pad_id)
   total, length, row_length = len(split), block_size + 1, data.row_length or block_size
-  kind = 'documents' if classify else data.chunks
+  kind = _OF_TASK.get(task, data.chunks)
   match kind:
     case 'windows':
       needed, size = f'{length:,} tokens', max(0, total - block_size)
@@ -59,6 +62,12 @@ def chunk(
     case 'documents':
       needed = 'a document with a class'
       rows = Documents(split, block_size, row_length, pad_id)
+    case 'conversations':
+      needed = 'a prompt and its response within `model.block_size`'
+      rows = conversations.Conversations(split, block_size, row_length, start_id, pad_id)
+    case 'pairs':
+      needed = 'a prompt and its response, each within `model.block_size`'
+      rows = conversations.Pairs(split, block_size, start_id, pad_id)
     case _:
       needed = f'whole sentences with {data.min_length} to {data.max_length} tokens'
       starts, lengths = sentences.group(data, split, end_ids)
@@ -101,7 +110,7 @@ class Stretches:
       whole = flat.reshape(len(lengths), self.block_size + 1)
       return batch.Batch(whole[:, :-1], whole[:, 1:])
     places = np.arange(self.block_size + 1)
-    whole = _spread(flat, places < lengths[:, None], self.pad_id)
+    whole = batch.spread(flat, places < lengths[:, None], self.pad_id)
     predicted_RL = places[1:] < lengths[:, None]
     inputs = np.where(predicted_RL, whole[:, :-1], np.int32(self.pad_id))
     return batch.Batch(inputs, np.where(predicted_RL, whole[:, 1:], np.int32(batch.IGNORED)))
@@ -158,7 +167,7 @@ class Packed:
       inputs[heads[opens]] = self._start_id
     inputs[heads[~opens]] = self._tokens.take(starts[~opens] - 1)
     segments = np.repeat(stream.ranges(np.ones_like(counts), counts), lengths)
-    return _packed(self._rows.inside(counts, lengths), inputs, targets, segments, self._pad_id)
+    return batch.packed(self._rows.inside(counts, lengths), inputs, targets, segments, self._pad_id)
 
 
 class Documents:
@@ -197,28 +206,7 @@ class Documents:
     firsts -= firsts[np.cumsum(counts) - counts][rows]  # of the row
     places = stream.ranges(np.zeros_like(lengths), lengths)
     segments = 1 + np.repeat(firsts, lengths) + places // self._block_size
-    return _packed(self._rows.inside(counts, lengths), inputs, targets, segments, self._pad_id)
+    return batch.packed(self._rows.inside(counts, lengths), inputs, targets, segments, self._pad_id)
 
 
-Chunks = Stretches | Packed | Documents
-
-
-def _packed(
-  inside_RL: np.ndarray,
-  inputs: np.ndarray,
-  targets: np.ndarray,
-  segments: np.ndarray,
-  pad_id: int,
-) -> batch.Batch:
-  return batch.Batch(
-    _spread(inputs, inside_RL, pad_id),
-    _spread(targets, inside_RL, batch.IGNORED),
-    _spread(segments, inside_RL, 0),
-  )
-
-
-def _spread(flat: np.ndarray, inside_RL: np.ndarray, fill: int) -> np.ndarray:
-  """The values of `flat` at the True places, in their order, and `fill` elsewhere: int32 (R, L)."""
-  spread_RL = np.full(inside_RL.shape, fill, np.int32)
-  spread_RL[inside_RL] = flat
-  return spread_RL
+Chunks = Stretches | Packed | Documents | conversations.Conversations | conversations.Pairs

@@ -4,6 +4,7 @@ A source is a list of parts, which separate processes can read at the same time;
 pieces: documents, or stretches of long ones.
 """
 
+import functools
 import hashlib
 import math
 import os
@@ -12,7 +13,7 @@ import re
 from collections.abc import Iterator
 
 from gpt_jax import errors
-from gpt_jax.data.sources import corpus, text_files
+from gpt_jax.data.sources import corpus, rules, text_files, turns
 
 Piece = corpus.Piece
 Part = corpus.Part
@@ -20,6 +21,7 @@ Source = corpus.Source
 
 _SCHEMES = ('builtin', 'text', 'jsonl', 'parquet', 'tfds', 'tokens')
 _BUILTIN = 'builtin:python-reference'
+_CONVERSATIONS = [f'builtin:{name}' for name in rules.RULES]
 _FORMS = f'{_BUILTIN}, text:GLOB, jsonl:GLOB, parquet:GLOB, parquet:FOLDER, tfds:NAME, tokens:PATH'
 _KIND = rf'(?:{"|".join(_SCHEMES)}):'
 _JOINT = re.compile(rf' \+ (?=(?:[^\s*:]+ ?\* ?)?{_KIND})')
@@ -56,18 +58,28 @@ def parse_mixture(source: str) -> list[tuple[float | None, str]]:
   return pairs
 
 
-def open_source(spec: str, *, text_field: str, label_field: str = '') -> corpus.Source:
+def open_source(
+  spec: str, *, text_field: str, label_field: str = '', template: str = ''
+) -> corpus.Source:
   """Opens the source of text that `spec` names, see `_FORMS`; raises `UserError`.
 
   `builtin:python-reference` is the prose of CPython's language reference, a document per topic.
   `text_field` is the field, column or feature that holds the text, `label_field` the one that holds
-  the class of a document, empty for none.
+  the class of a document, empty for none. With a `template`, the documents are the turns of
+  conversations, as `turns.labelled` gives them: those of JSON lines, or of `builtin:instructions`
+  and `builtin:dates`, which are made by `rules`.
   """
   scheme, _, name = spec.partition(':')
   if label_field and scheme in ('builtin', 'text'):
     problem = f'{spec} has no classes'
     raise errors.UserError('data.label_field', problem, 'use jsonl:, parquet: or tfds:')
+  if bool(template) != (spec in _CONVERSATIONS) and (scheme != 'jsonl' or not template):
+    problem = f'{spec} has {"no " * bool(template)}conversations'
+    fix = f'use jsonl: or {" or ".join(_CONVERSATIONS)}' if template else 'set `task=instruct`'
+    raise errors.UserError('data.template', problem, fix)
   match scheme if name else None:
+    case 'builtin' if spec in _CONVERSATIONS:
+      return _made_by_rule(spec, name, template)
     case 'builtin' if spec == _BUILTIN:
       texts = [text.encode() for _, text in sorted(pydoc_data.topics.topics.items())]
       digest = hashlib.sha256(b''.join(text + b'\0' for text in texts))
@@ -76,7 +88,8 @@ def open_source(spec: str, *, text_field: str, label_field: str = '') -> corpus.
     case 'text':
       return text_files.open_text(spec, name)
     case 'jsonl':
-      return text_files.open_jsonl(spec, name, text_field=text_field, label_field=label_field)
+      fields = {'text_field': text_field, 'label_field': label_field, 'template': template}
+      return text_files.open_jsonl(spec, name, **fields)
     case 'parquet':
       try:
         from gpt_jax.data.sources import parquet
@@ -95,6 +108,22 @@ def open_source(spec: str, *, text_field: str, label_field: str = '') -> corpus.
 def _read_builtin() -> Iterator[corpus.Piece]:
   for topic, text in sorted(pydoc_data.topics.topics.items()):
     yield corpus.Piece(f'{_BUILTIN} topic {topic}', text.encode())
+
+
+def _made_by_rule(spec: str, name: str, template: str) -> corpus.Source:
+  parts, digest = [], hashlib.sha256()
+  for split in rules.NUMBERS:
+    read = functools.partial(_read_by_rule, name, split, template)
+    texts = [str(piece.text).encode() for piece in read()]
+    digest.update(b'\0'.join(texts))
+    parts.append(corpus.Part(split, sum(map(len, texts)), read))
+  return corpus.Source(spec, tuple(parts), {'sha256': digest.hexdigest()})
+
+
+def _read_by_rule(name: str, split: str, template: str) -> Iterator[corpus.Piece]:
+  for made in rules.conversations(name, split):
+    for text, label in turns.labelled(made.turns, template):
+      yield corpus.Piece(made.place, text, label=label)
 
 
 def decode(piece: corpus.Piece, *, invalid_utf8: str) -> tuple[str, int]:

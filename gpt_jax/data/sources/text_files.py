@@ -5,11 +5,11 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 from gpt_jax import errors
-from gpt_jax.data.sources import corpus, files
+from gpt_jax.data.sources import corpus, files, turns
 
 _PIECE_BYTES = 1 << 20
 _MARK = b'\xef\xbb\xbf'
@@ -67,8 +67,13 @@ def _pieces(file: BinaryIO, path: pathlib.Path) -> Iterator[corpus.Piece]:
   yield piece(len(buffer), last=True)
 
 
-def open_jsonl(spec: str, pattern: str, *, text_field: str, label_field: str = '') -> corpus.Source:
-  """Opens the files that `pattern` names, by path, for texts in `text_field` and their classes."""
+def open_jsonl(
+  spec: str, pattern: str, *, text_field: str, label_field: str = '', template: str = ''
+) -> corpus.Source:
+  """Opens the files that `pattern` names, by path, for texts in `text_field` and their classes.
+
+  With a `template`, it is for conversations, as of `turns.parse`.
+  """
   paths = files.find('jsonl', pattern)
   described = files.describe(paths)
   full = corpus.part_bytes(sum(size for _, size, _ in described))
@@ -80,27 +85,34 @@ def open_jsonl(spec: str, pattern: str, *, text_field: str, label_field: str = '
       stop = start + step
       ranges.append((path, start, stop if stop < size else sys.maxsize))
       sizes.append(min(step, size - start))
-  read = functools.partial(_read_jsonl, field=text_field, label_field=label_field)
+  find = functools.partial(_labelled, field=text_field, label_field=label_field)
+  if template:
+    find = functools.partial(_turns, template=template)
+  read = functools.partial(_read_jsonl, find=find)
   parts = corpus.parts(ranges, sizes, read, full=full)
   fingerprint = {'files': described, 'text_field': text_field, 'label_field': label_field}
+  fingerprint |= {'template': template} if template else {}
   return corpus.Source(spec, tuple(parts), fingerprint)
 
 
 def _read_jsonl(
-  ranges: Sequence[_Range], *, field: str, label_field: str
+  ranges: Sequence[_Range], *, find: Callable[[Any], Iterator[tuple[str, str]]]
 ) -> Iterator[corpus.Piece]:
   for path, start, stop in ranges:
     for offset, line in _lines(path, start, stop):
       try:
-        text, label = _fields(line, field, label_field)
-      except (ValueError, RecursionError, LookupError) as e:
+        texts = _texts(line, find)
+      except (ValueError, RecursionError, LookupError, errors.UserError) as e:
         line_place = f'{path}, line {_line_number(path, offset):,}'
+        if isinstance(e, errors.UserError):
+          raise e.at(line_place) from e
         if isinstance(e, LookupError):
           key, problem = e.args
           raise errors.UserError(f'data.{key}', f'{line_place} has {problem}') from e
         fix = 'fix the line or leave the file out of `data.source`'
         raise errors.UserError(line_place, f'not a JSON object ({e})', fix) from e
-      yield corpus.Piece(f'{path} at byte {offset}', text, label=label)
+      for text, label in texts:
+        yield corpus.Piece(f'{path} at byte {offset}', text, label=label)
 
 
 def _lines(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
@@ -134,10 +146,12 @@ def _line_number(path: pathlib.Path, offset: int) -> int:
   return number
 
 
-def _fields(line: bytes, field: str, label_field: str) -> tuple[str | bytes, str]:
-  """The text of a line and its class; bytes if it isn't UTF-8, so that `sources.decode` sees them.
+def _texts(
+  line: bytes, find: Callable[[Any], Iterator[tuple[str, str]]]
+) -> list[tuple[str | bytes, str]]:
+  """The texts of a line and their classes; bytes if not UTF-8, so that `sources.decode` sees them.
 
-  Raises `ValueError` or `RecursionError` if it is no JSON object, `LookupError` if it lacks one.
+  Raises `ValueError` or `RecursionError` if it is no JSON object, and what `find` raises.
   """
   try:
     json_text, valid = line.decode(), True
@@ -146,6 +160,22 @@ def _fields(line: bytes, field: str, label_field: str) -> tuple[str | bytes, str
   record = json.loads(json_text)
   if not isinstance(record, dict):
     raise ValueError(f'it is a {type(record).__name__}')
+  return [(_bytes(text) if not valid else text, label) for text, label in find(record)]
+
+
+def _bytes(text: str) -> str | bytes:
+  try:
+    return text.encode('utf-8', 'surrogateescape')
+  except UnicodeEncodeError:  # it spells a lone surrogate as \u escape too
+    return text
+
+
+def _turns(record: Any, template: str) -> Iterator[tuple[str, str]]:
+  return turns.labelled(turns.parse(record), template)
+
+
+def _labelled(record: Any, field: str, label_field: str) -> Iterator[tuple[str, str]]:
+  """The text in a field and its class; raises `LookupError` if the record lacks one."""
   text = record.get(field)
   if not isinstance(text, str):
     value = f' but {json.dumps(text)[:40]}' if field in record else ''
@@ -155,7 +185,4 @@ def _fields(line: bytes, field: str, label_field: str) -> tuple[str | bytes, str
   label = record.get(label_field, '')
   if label_field and (not isinstance(label, str | int) or label == ''):
     raise LookupError('label_field', f'no class in field {label_field!r}')
-  try:
-    return text if valid else text.encode('utf-8', 'surrogateescape'), str(label)
-  except UnicodeEncodeError:  # it spells a lone surrogate as \u escape too
-    return text, str(label)
+  yield text, str(label)

@@ -1,0 +1,142 @@
+"""Conversations made by rule: each is a pure function of its number, and has a kind.
+
+What is asked about in validation is never asked about in training.
+"""
+
+import datetime
+import random
+import types
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+NUMBERS = {'train': 20_000, 'validation': 600}  # conversations of each split
+
+_VOWELS, _CONSONANTS = 'aeiou', 'bcdfghjklmnpqrstvwxyz'
+_PEOPLE = ('Ann', 'Ben', 'Eve', 'Ian', 'Kim', 'Leo', 'Mia', 'Tom')
+_THINGS = ('ball', 'bike', 'book', 'cat', 'dog', 'hat', 'map', 'pen')
+_DAYS = ('Monday', 'Tuesday', 'Wednesday', 'Thursday', 'Friday', 'Saturday', 'Sunday')
+_MONTHS = (
+  *('January', 'February', 'March', 'April', 'May', 'June', 'July', 'August'),
+  *('September', 'October', 'November', 'December'),
+)
+_ONES = ('one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+_TENS = ('twenty', 'thirty', 'forty', 'fifty', 'sixty', 'seventy', 'eighty', 'ninety')
+_TEENS = (
+  *('ten', 'eleven', 'twelve', 'thirteen', 'fourteen', 'fifteen', 'sixteen'),
+  *('seventeen', 'eighteen', 'nineteen'),
+)
+# What follows the century in 1900, 1901, …
+_YEARS = ['hundred', *(f'oh {one}' for one in _ONES), *_TEENS]
+_YEARS += [year for ten in _TENS for year in (ten, *(f'{ten}-{one}' for one in _ONES))]
+_FIRST = ('first', 'second', 'third', 'fourth', 'fifth', 'sixth', 'seventh', 'eighth', 'ninth')
+_ORDINALS = [*_FIRST, 'tenth', 'eleventh', 'twelfth', *(f'{teen}th' for teen in _TEENS[3:])]
+_ORDINALS += ['twentieth', *(f'twenty-{nth}' for nth in _FIRST), 'thirtieth', 'thirty-first']
+
+
+class Conversation(NamedTuple):
+  """A conversation of one prompt and its response."""
+
+  place: str
+  kind: str
+  turns: list[str]
+
+
+class _Rule(NamedTuple):
+  """A kind of prompt."""
+
+  prompts: tuple[str, ...]  # ways to ask about x
+  draw: Callable[[random.Random], Any]  # returns x
+  answer: Callable[[Any], str]
+
+
+def conversations(name: str, split: str) -> Iterator[Conversation]:
+  """Yields the conversations of a split of `builtin:NAME`, its kinds in turn."""
+  kinds, held_out = list(RULES[name].items()), split == 'validation'
+  for number in range(NUMBERS[split]):
+    kind, rule = kinds[number % len(kinds)]
+    random_ = random.Random(f'{name} {split} {number}')
+    x = rule.draw(random_)
+    while (zlib.crc32(f'{kind} {x}'.encode()) % 10 == 0) != held_out:
+      x = rule.draw(random_)
+    turns = [random_.choice(rule.prompts).format(x=x), rule.answer(x)]
+    yield Conversation(f'builtin:{name} {split} {number}', kind, turns)
+
+
+def _word(random_: random.Random) -> str:
+  length, offset = random_.randint(3, 5), random_.randint(0, 1)
+  letters = (_VOWELS, _CONSONANTS)
+  return ''.join(random_.choice(letters[(i + offset) % 2]) for i in range(length))
+
+
+def _letters(random_: random.Random) -> str:
+  return ''.join(random_.choices('abcdefgh', k=random_.randint(3, 4)))
+
+
+def _fact(random_: random.Random) -> tuple[str, ...]:
+  people, things = random_.sample(_PEOPLE, 2), random_.sample(_THINGS, 2)
+  asked = random_.choice(people), random_.choice(things)
+  return (people[0], things[0], people[1], things[1], *asked)
+
+
+def _date(random_: random.Random) -> types.SimpleNamespace:
+  """A day from 1900 to 2099, in parts."""
+  first, last = datetime.date(1900, 1, 1).toordinal(), datetime.date(2099, 12, 31).toordinal()
+  date = datetime.date.fromordinal(random_.randint(first, last))
+  endings = {1: 'st', 2: 'nd', 3: 'rd'} if date.day not in (11, 12, 13) else {}
+  return types.SimpleNamespace(
+    iso=date.isoformat(),
+    year=date.year,
+    spoken=f'{("nineteen", "twenty")[date.year // 2000]} {_YEARS[date.year % 100]}',
+    month=_MONTHS[date.month - 1],
+    number=date.month,
+    day=date.day,
+    nth=f'{date.day}{endings.get(date.day % 10, "th")}',
+    ordinal=_ORDINALS[date.day - 1],
+    weekday=_DAYS[date.weekday()],
+  )
+
+
+RULES = {
+  'instructions': {
+    'add': _Rule(
+      ('What is {x[0]} + {x[1]}?', 'Add {x[0]} and {x[1]}.'),
+      lambda random_: (random_.randrange(100), random_.randrange(10)),
+      lambda x: str(sum(x)),
+    ),
+    'copy': _Rule(('Copy {x}.', 'Repeat the word {x}.'), _word, str),
+    'count': _Rule(
+      ('How many {x[0]} are in {x[1]}?', 'Count the {x[0]} in {x[1]}.'),
+      lambda random_: (random_.choice('abc'), ''.join(random_.choices('abc', k=5))),
+      lambda x: str(x[1].count(x[0])),
+    ),
+    'reverse': _Rule(('Reverse {x}.', 'Write {x} backwards.'), _word, lambda x: x[::-1]),
+    'sort': _Rule(
+      ('Sort {x}.', 'Sort the letters of {x}.'), _letters, lambda x: ''.join(sorted(x))
+    ),
+    'yes or no': _Rule(
+      ('{x[0]} has a {x[1]}. {x[2]} has a {x[3]}. Does {x[4]} have a {x[5]}?',),
+      _fact,
+      lambda x: 'yes' if x[4:] in (x[:2], x[2:4]) else 'no',
+    ),
+  },
+  'dates': {
+    'date': _Rule(
+      (
+        '{x.day} {x.month} {x.year}',
+        '{x.month} {x.day}, {x.year}',
+        '{x.nth} of {x.month} {x.year}',
+        'the {x.ordinal} of {x.month} {x.year}',
+        'the {x.ordinal} of {x.month}, {x.spoken}',
+        '{x.month} the {x.nth}, {x.spoken}',
+        '{x.weekday}, {x.month} {x.nth}, {x.year}',
+        '{x.weekday} the {x.ordinal} of {x.month} {x.year}',
+        '{x.day} {x.month:.3} {x.year}',
+        '{x.weekday:.3} {x.month:.3} {x.day} {x.year}',
+        '{x.day}.{x.number}.{x.year}',
+      ),
+      _date,
+      lambda x: x.iso,
+    ),
+  },
+}
