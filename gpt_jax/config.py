@@ -15,7 +15,10 @@ class ModelConfig:
   """The architecture: GPT-2 (Radford et al. 2019) and options that keep it readable."""
 
   kind: str = _knob(
-    'gpt', 'Transformer (gpt), or a recurrent network to compare.', choices=('gpt', 'lstm')
+    'gpt',
+    'Transformer (gpt), the same with attention to both sides (encoder), both of them, n_layer '
+    'blocks each (encoder_decoder), or a recurrent network to compare (lstm).',
+    choices=('gpt', 'lstm', 'encoder', 'encoder_decoder'),
   )
   n_layer: int = _knob(12, 'Transformer blocks.', at_least=1, at_most=1000)
   n_head: int = _knob(12, 'Attention heads per block; must divide n_embd.', at_least=1)
@@ -57,6 +60,9 @@ class ModelConfig:
     'faster for a large one. Empty: one softmax over all.',
   )
   lstm_width: int = _knob(512, 'Width of the states of an lstm.', at_least=1)
+  mask_id: int = _knob(
+    -1, "Id of the token that hides others, for task masked; -1: the tokenizer's.", at_least=-1
+  )
   classes: str = _knob(
     '', 'Classes that a classifier tells apart, separated by commas; empty: those of the data.'
   )
@@ -111,8 +117,9 @@ class DataConfig:
   template: str = _knob(
     '',
     'How a prompt is written for task instruct, with {prompt} in its place, such as '
-    '"Q: {prompt} A: ". The sources then have conversations: JSON lines with instruction and '
-    'output, perhaps input, or with messages; builtin:instructions, builtin:dates.',
+    '"Q: {prompt} A: "; for task translate "{prompt}". The sources then have conversations: JSON '
+    'lines with instruction and output, perhaps input, or with messages; builtin:instructions, '
+    'builtin:dates.',
   )
   invalid_utf8: str = _knob(
     'fail',
@@ -130,8 +137,8 @@ class DataConfig:
   lowercase: bool = _knob(False, 'Lower-case the text, for tokenizer word.')
   special_tokens: str = _knob(
     '',
-    'Special tokens to add to char, byte and word: some of bos eos pad unk, separated by spaces; '
-    'byte always has eos, word eos and unk.',
+    'Special tokens to add to char, byte and word: some of bos eos pad unk mask, separated by '
+    'spaces; byte always has eos, word eos and unk.',
   )
   chunks: str = _knob(
     'windows',
@@ -300,9 +307,10 @@ class Config:
   processes: ProcessesConfig = dataclasses.field(default_factory=ProcessesConfig)
   task: str = _knob(
     'next_token',
-    'What is learned: to predict the next token, to classify documents by data.label_field, or to '
-    'answer prompts (instruct) of conversations.',
-    choices=('next_token', 'classify', 'instruct'),
+    'What is learned: to predict the next token, to classify documents by data.label_field, to '
+    'guess masked tokens from both sides, to answer prompts of conversations (instruct), or to '
+    'translate prompts to their responses.',
+    choices=('next_token', 'classify', 'masked', 'instruct', 'translate'),
   )
   init_from: str = _knob(
     '',

@@ -3,6 +3,7 @@
 Prints its parameters, what it expects at each position, what it would say after each layer, and how
 it goes on; draws its losses and its attention; writes a page of all that, which works offline. Two
 pictures need no model: kernel, attention as regression, and mask, from averages to attention.
+--fill='the [MASK] sat' prints what an encoder that has learned to guess masked tokens puts there.
 """
 
 import base64
@@ -36,6 +37,7 @@ def define_flags() -> flags.FlagValues:
   string = functools.partial(flags.DEFINE_string, flag_values=values)
   string('model', None, "A run's workdir, one checkpoint in it, or a model directory.")
   string('prompt', '', 'The text to look at.')
+  string('fill', '', 'A text with [MASK] in it: print the likeliest tokens there.')
   names = ', '.join(_OF_MODEL + _ALONE)
   string('picture', '', f'What to show, separated by commas: {names}; empty: all of a model.')
   string('data', None, 'Text to measure losses on, such as text:FILE (default: the prompt).')
@@ -54,7 +56,9 @@ def main(values: flags.FlagValues) -> None:
 
   for name in [name for name in _ALONE if name in names]:
     _write(values, f'{name}.png', pictures.png(getattr(pictures, name)()))
-  if set(_OF_MODEL) & names:
+  if values.fill:
+    _fill(values)
+  elif set(_OF_MODEL) & names:
     _look(values, names, request)
 
 
@@ -62,19 +66,23 @@ def _check(values: flags.FlagValues) -> 'tuple[set[str], options.Request]':
   """Returns what to show and how to generate; raises `UserError` if it is wrong for any model."""
   from gpt_jax.generation import options  # neither imports JAX
 
-  names, found = set(values.picture.split(',') if values.picture else _OF_MODEL), []
+  every = () if values.fill else _OF_MODEL
+  names, found = set(values.picture.split(',') if values.picture else every), []
   for name in sorted(names - {*_OF_MODEL, *_ALONE}):
     problem = f'{name!r} must be one of {", ".join(_OF_MODEL + _ALONE)}'
     near = knobs.suggestion(name, _OF_MODEL + _ALONE)
     found.append(errors.UserError('picture', problem, near))
   if names == {'page'}:
     names |= set(_OF_MODEL)
-  if names & set(_OF_MODEL) and not values.model:
+  if values.fill and names:
+    found.append(errors.UserError('picture', 'cannot be combined with `fill`'))
+  if (values.fill or names & set(_OF_MODEL)) and not values.model:
     found.append(errors.UserError('model', 'must be given', 'for example runs/quickstart'))
   if not values.prompt and names & {*_OF_PROMPT, '' if values.data else 'loss'}:
     found.append(errors.UserError('prompt', 'is empty', 'give a text to look at'))
-  if not knobs.is_utf8(values.prompt):
-    found.append(errors.UserError('prompt', 'is not UTF-8'))
+  for name, text in (('prompt', values.prompt), ('fill', values.fill)):
+    if not knobs.is_utf8(text):
+      found.append(errors.UserError(name, 'is not UTF-8'))
   if values.output and pathlib.Path(values.output).is_file():
     found.append(errors.UserError('output', f'{values.output} is a file', 'name a folder'))
   settings: dict[str, Any] = {name: values[name].value for name in _SETTINGS}
@@ -84,6 +92,16 @@ def _check(values: flags.FlagValues) -> 'tuple[set[str], options.Request]':
     found.append(e)
   errors.raise_all(found)
   return names, request
+
+
+def _fill(values: flags.FlagValues) -> None:
+  """Prints the likeliest tokens in the place of each mask."""
+  from gpt_jax.downstream import activations
+  from gpt_jax.generation import language_model
+
+  model = language_model.load(values.model)
+  guesses = activations.fillings(model, values.fill, functools.partial(_spell, model.tokenizer))
+  _print(values.fill, [activations.MASK] * len(guesses), guesses)
 
 
 def _look(values: flags.FlagValues, names: set[str], request: 'options.Request') -> None:
@@ -139,13 +157,16 @@ def _open(values: flags.FlagValues, names: set[str]) -> 'tuple[LanguageModel, li
   model = language_model.load(values.model)
   if model.tokenizer is None:
     raise errors.UserError('model', 'has no tokenizer', 'put its tokenizer.json there')
+  model.check_plain()
   ids = model.encode(values.prompt)
   if len(ids) > _MOST_TOKENS:
     problem = f'has {len(ids)} tokens, more than a map can show, {_MOST_TOKENS}'
     raise errors.UserError('prompt', problem)
   lacks = dict[str, str]()
-  if model.config.kind != 'gpt':
+  if model.config.kind == 'lstm':
     lacks |= dict.fromkeys(('lens', 'attention'), 'the model has no attention')
+  if model.config.kind == 'encoder':
+    lacks |= dict.fromkeys(('next', 'lens', 'generation', 'loss'), 'the model sees both sides')
   if model.config.classes:
     lacks |= dict.fromkeys(('next', 'lens', 'generation', 'loss'), 'the model classifies texts')
   if len(ids) == 1 and not values.data:

@@ -158,7 +158,7 @@ def _generate(
     with progress.Bar() as bar, oom.oom_as_user_error(interactive.OOM_FIX):
       if len(texts) == 1 and not values.json:
         parts = model.stream(texts[0], request=request)
-        return [interactive.write(texts[0], parts, watch=show)]
+        return [interactive.write(model.shown(texts[0]), parts, watch=show)]
       samples = model.generate(texts, log_probs=values.log_probs, progress=show, request=request)
   except errors.UserError as e:
     at = {'prompt': places[0], **{f'prompts[{i}]': place for i, place in enumerate(places)}}
@@ -166,7 +166,7 @@ def _generate(
     errors.raise_all(list({str(error): error for error in found}.values()))
   for i, (text, sample) in enumerate(zip(texts, samples, strict=True)):
     if not values.json:
-      print(f'{_SEPARATOR}\n' * bool(i) + text + (sample.text or ''))
+      print(f'{_SEPARATOR}\n' * bool(i) + model.shown(text) + (sample.text or ''))
       continue
     record = {'prompt': text, 'index': i % values.num_samples, 'text': sample.text}
     record |= {'tokens': sample.tokens, 'ended': sample.ended}

@@ -93,6 +93,15 @@ def problems(config: config_lib.Config) -> list[errors.UserError]:
   return found
 
 
+# The kinds of models that can learn a task.
+_KINDS = {
+  'next_token': ('gpt', 'lstm'),
+  'classify': ('gpt', 'lstm', 'encoder'),
+  'masked': ('encoder',),
+  'instruct': ('gpt', 'lstm'),
+  'translate': ('encoder_decoder',),
+}
+
 # Rules between keys. Each assumes that its keys are valid by themselves.
 _Errors = Iterator[errors.UserError]
 _Valid = Callable[..., bool]
@@ -100,6 +109,9 @@ _Valid = Callable[..., bool]
 
 def _model_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
   model, rank = config.model, config.model.lora_rank
+  if valid('task', 'model.kind') and model.kind not in _KINDS[config.task]:
+    problem = f'{model.kind} must be {" or ".join(_KINDS[config.task])} for `task={config.task}`'
+    yield errors.UserError('model.kind', problem)
   if model.kind == 'lstm':
     for key, wanted in (('tie_embeddings', False), ('lora_rank', 0), ('scan_layers', False)):
       if valid(f'model.{key}') and (value := getattr(model, key)) != wanted:
@@ -116,6 +128,10 @@ def _model_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
     if config.has_segments:
       problem, fix = 'cudnn cannot keep parts of a row apart', 'use xla, or other `data.chunks`'
       yield errors.UserError('model.attention', problem, fix)
+  is_plain = model.kind != 'encoder_decoder' or model.attention in ('auto', 'xla')
+  if valid('model.attention', 'model.kind') and not is_plain:
+    problem = f'{model.attention} must be auto or xla for `model.kind=encoder_decoder`'
+    yield errors.UserError('model.attention', problem)
   is_splash = valid(*keys, 'model.block_size', 'data.row_length') and model.attention == 'splash'
   if is_splash and (model.dropout > 0 or config.row_length % 128):
     problem = 'splash needs `model.dropout=0` and rows of a multiple of 128 tokens'
@@ -139,7 +155,10 @@ def _data_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
     problem = 'must name the field that holds the class, such as label, for `task=classify`'
     yield errors.UserError('data.label_field', problem)
   if valid('data.template', 'data.label_field', 'task'):
-    if config.task in ('instruct', 'translate') and '{prompt}' not in data.template:
+    if config.task == 'translate' and data.template != '{prompt}':
+      problem = f'{data.template!r} must be {{prompt}} for `task=translate`'
+      yield errors.UserError('data.template', problem)
+    elif config.task == 'instruct' and '{prompt}' not in data.template:
       problem = f'{data.template!r} must hold {{prompt}} for `task={config.task}`'
       yield errors.UserError('data.template', problem, "such as 'Q: {prompt} A: '")
     if data.template and config.task not in ('instruct', 'translate'):
@@ -164,12 +183,19 @@ def _data_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
       problem = f'{data.tokenizer!r} must be one of {", ".join(plain)}, gpt2:PATH, hf:PATH'
       yield errors.UserError('data.tokenizer', problem, knobs.suggestion(data.tokenizer, plain))
     elif valid('data.special_tokens'):
-      every = ('bos', 'eos', 'pad', 'unk')
-      allowed = {'char': every, 'byte': every[:3], 'word': every}.get(kind, ())
+      every = ('bos', 'eos', 'pad', 'unk', 'mask')
+      allowed = {'char': every, 'byte': (*every[:3], 'mask'), 'word': every}.get(kind, ())
       choice = f'one of {", ".join(allowed)} (separate several by spaces)' if allowed else 'empty'
       for name in data.special_tokens.split():
         if name not in allowed:
           problem = f'{name!r} must be {choice} for `data.tokenizer={data.tokenizer}`'
+          yield errors.UserError('data.special_tokens', problem)
+      if valid('task') and config.task == 'masked' and kind != 'hf':
+        if kind == 'gpt2':
+          fix = 'use word, byte or char, with `data.special_tokens=mask`'
+          yield errors.UserError('data.tokenizer', 'gpt2 has no token to mask others with', fix)
+        elif 'mask' not in data.special_tokens.split():
+          problem = f'{data.special_tokens!r} must name mask for `task=masked`'
           yield errors.UserError('data.special_tokens', problem)
   keys = ('data.chunks', 'data.min_length', 'data.max_length', 'model.block_size')
   if valid(*keys, 'data.sentence_end') and data.chunks == 'sentences':

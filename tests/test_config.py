@@ -106,6 +106,8 @@ def test_text_that_is_not_utf_8_is_refused():
 
 # Values that break a rule between keys, and the key that is at fault; values that keep them.
 _LSTM = {'model.kind': 'lstm', 'model.tie_embeddings': False, 'model.n_head': 7}
+_MASKED: dict[str, Any] = {'task': 'masked', 'model.kind': 'encoder', 'data.tokenizer': 'char'}
+_MASKED |= {'data.special_tokens': 'mask'}
 _CLASSIFY = {'task': 'classify', 'data.label_field': 'label'}
 _INSTRUCT = {'task': 'instruct', 'data.template': 'Q: {prompt} A: '}
 _BROKEN = [
@@ -159,6 +161,10 @@ _BROKEN = [
   ({'model.freeze_body': True, 'init_from': 'x'}, 'model.freeze_body'),
   ({**_CLASSIFY, 'model.freeze_body': True}, 'model.freeze_body'),
   ({'model.classes': 'a,b'}, 'model.classes'),
+  ({'model.kind': 'encoder'}, 'model.kind'),
+  ({**_MASKED, 'model.kind': 'gpt'}, 'model.kind'),
+  ({**_MASKED, 'data.special_tokens': 'unk'}, 'data.special_tokens'),
+  ({**_MASKED, 'data.tokenizer': 'gpt2', 'data.special_tokens': ''}, 'data.tokenizer'),
   (
     {**_CLASSIFY, 'model.attention': 'cudnn', 'model.dtype': 'bfloat16'},
     'model.attention',
@@ -185,6 +191,9 @@ _KEPT = [
   {'data.row_length': 1024, 'data.chunks': 'packed'},
   {**_CLASSIFY, 'model.freeze_body': True, 'init_from': 'x'},
   {**_CLASSIFY, 'model.classes': 'a,b'},
+  {**_CLASSIFY, 'model.kind': 'encoder'},
+  _MASKED,
+  {'task': 'masked', 'model.kind': 'encoder', 'data.tokenizer': 'hf:x'},
 ]
 
 

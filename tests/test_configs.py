@@ -29,7 +29,7 @@ def _config(name, **values):
 def _program(config):
   """The run's functions, not compiled; nothing of the model's size is made."""
   kind = config.data.tokenizer
-  tokenizer: Any = types.SimpleNamespace(kind=kind, vocab_size=VOCABULARIES[kind])
+  tokenizer: Any = types.SimpleNamespace(kind=kind, vocab_size=VOCABULARIES[kind], mask_id=0)
   config = knobs.replace(config, {'mesh.fsdp': 1})
   mesh = mesh_lib.make_mesh(config, jax.devices()[: config.mesh.cpu_devices])
   classes = ('neg', 'pos') if config.task == 'classify' else ()

@@ -1,5 +1,7 @@
 """The command exports a model whole, prints its size, and overwrites nothing."""
 
+import dataclasses
+
 import pytest
 
 from gpt_jax import convert
@@ -42,3 +44,19 @@ def test_an_output_that_exists_or_cannot_be_written_is_refused(run, tmp_path):
     _convert(f'--model={run}', f'--output={file / "new"}')
   assert not list(folder.iterdir()) and file.read_text() == 'mine'
   assert [each.key for each in raised.user_error(_convert).all] == ['model', 'output']
+
+
+@pytest.mark.parametrize(
+  ('kind', 'more'),
+  [
+    ('encoder', {'task': 'classify', 'data.label_field': 'label'}),
+    ('encoder_decoder', {'task': 'translate', 'data.template': '{prompt}'}),
+  ],
+)
+def test_a_model_that_is_no_gpt_is_refused(kind, more, tmp_path):
+  model = dataclasses.replace(saved.MODEL, kind=kind)
+  params = {1: random_params.make(model)}
+  run = saved.save_run(tmp_path / 'run', model, params, more=more).path
+  error = raised.user_error(_convert, f'--model={run}', f'--output={tmp_path / "new"}')
+  assert error.key == 'model' and f'kind={kind}' in str(error)
+  assert not (tmp_path / 'new').exists()

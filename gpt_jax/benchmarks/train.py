@@ -34,7 +34,9 @@ def measure(config: config_lib.Config, options: options_lib.Options) -> list[fig
   rate = program.tokens.size / seconds
   cost, dtype = perf.flops_per_token(program.config.model), program.config.model.dtype
   peak, source = _peak(dtype, options)
-  formula = '6 (N − N_wpe) + 12 n_layer n_embd L' if config.model.kind == 'gpt' else '6 (N − N_wte)'
+  formula = (
+    '6 (N − N_wpe) + 12 n_layer n_embd L' if config.model.kind != 'lstm' else '6 (N − N_wte)'
+  )
   memory = program.train_step.memory_analysis()
   in_step = mesh_lib.per_device_bytes((program.state, program.batch)) + memory.temp_size_in_bytes
   unit = 1 if sys.platform == 'darwin' else 1024
@@ -59,7 +61,7 @@ def measure(config: config_lib.Config, options: options_lib.Options) -> list[fig
 def build(config: config_lib.Config) -> program_lib.Program:
   """Returns the program of a config with a vocabulary, not compiled yet."""
   mesh, classes = mesh_lib.make_mesh(config), config.model.class_names or ('0', '1')
-  tokenizer: Any = types.SimpleNamespace(kind='', vocab_size=config.model.vocab_size)
+  tokenizer: Any = types.SimpleNamespace(kind='', vocab_size=config.model.vocab_size, mask_id=0)
   return program_lib.build(program_lib.resolve(config, tokenizer, classes, mesh), mesh)
 
 
@@ -76,7 +78,10 @@ def random_rows(config: config_lib.Config) -> Callable[[np.ndarray], batch_lib.B
       targets_RL = np.full_like(inputs_RL, batch_lib.IGNORED)
       targets_RL[:, -1] = numbers % len(config.model.class_names)
     return batch_lib.Batch(
-      inputs_RL, targets_RL, np.ones_like(inputs_RL) if config.has_segments else None
+      inputs_RL,
+      targets_RL,
+      np.ones_like(inputs_RL) if config.has_segments else None,
+      inputs_RL if config.task == 'translate' else None,
     )
 
   return rows

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import models
+from gpt_jax import errors, models
 from gpt_jax.generation import language_model, options, processors, sampling
 
+MASK = '[MASK]'  # in a text, where a token is to be guessed
 _CANDIDATES = 5
 
 
@@ -50,6 +51,27 @@ def guesses(
       guess = Guess(guess.candidates, spell(token), float(p_V[token]), rank)
     found.append(guess)
   return found
+
+
+def fillings(
+  model: language_model.LanguageModel, text: str, spell: Callable[[int], Any]
+) -> list[Guess]:
+  """Returns a guess for each `MASK` in `text`; raises `UserError` if the model can't make it."""
+  mask_id = model.tokenizer.mask_id if model.tokenizer else None
+  if model.config.kind != 'encoder' or model.config.classes or not model.tokenizer or not mask_id:
+    fix = 'train one: `task=masked`, `model.kind=encoder`, `data.special_tokens=mask`'
+    raise errors.UserError('model', 'has not learned to guess masked tokens', fix)
+  if MASK not in text:
+    raise errors.UserError('fill', f'{text!r} has no {MASK} to fill')
+  ids: list[int] = []
+  for i, part in enumerate(text.split(MASK)):
+    ids += [mask_id] * bool(i) + model.tokenizer.encode(part).tolist()
+  places = [i for i, token in enumerate(ids) if token == mask_id]
+  try:
+    logits_LV = model.logits([ids])[0, np.array(places)]
+  except errors.UserError as e:
+    raise e.at('fill') from e
+  return guesses(logits_LV, [None] * len(places), spell)
 
 
 def generation(
@@ -88,7 +110,7 @@ def untrained(model: language_model.LanguageModel) -> language_model.LanguageMod
 def attention(model: language_model.LanguageModel, ids: list[int]) -> np.ndarray:
   """Returns the weight that each position gives to each, float32 (N, H, L, M), 0 to later ones."""
   found, *_ = _captured(model, ids)
-  seen_LM, weights = np.tri(len(ids), dtype=bool), []
+  seen_LM, weights = np.tri(len(ids), dtype=bool) | (model.config.kind == 'encoder'), []
   for i in range(model.config.n_layer):
     qkv = found[f'h_{i}']['attn']['c_attn']['__call__'][0][0].astype(jnp.float32)
     scores_HLM = jnp.einsum('LHK,MHK->HLM', qkv[:, 0], qkv[:, 1]) * qkv.shape[-1] ** -0.5

@@ -49,9 +49,8 @@ class Scorer:
     """
     if model.tokenizer is None:
       raise errors.UserError('model', 'has no tokenizer', 'add its tokenizer.json to the directory')
-    if model.config.classes:
-      problem = f'is a classifier of {", ".join(model.config.class_names)}'
-      raise errors.UserError('model', problem, 'measure it on run:validation or run:test')
+    model.check_plain()
+    model.check_predicts(*['measure it on run:validation or run:test'] * 2)
     self.config, self.tokenizer = model.config, model.tokenizer
     self._params, self._batch_size = model.params, batch_size
     self._mesh = mesh_lib.mesh_of(model.params)

@@ -74,7 +74,7 @@ def run(
             sample = write('', model.stream(ids, request=request))
             talk = [*asked, sample.text or '']
           else:
-            sample = write(prompt, model.stream(prompt, request=request))
+            sample = write(model.shown(prompt), model.stream(prompt, request=request))
         report_shifts(sample.context_shifts, model.config.block_size)
         seed = (request.settings.seed + 1) % 2**32
         settings = dataclasses.replace(request.settings, seed=seed)

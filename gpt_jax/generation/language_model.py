@@ -68,7 +68,7 @@ class LanguageModel:
     request = _request(request, arguments)
     progress_lib.check(progress)
     ids = prompts_lib.encode_all(self.config, self.tokenizer, prompts)
-    rows = [rows_lib.Row(i, self.tokenizer, stop=request.stop, log_probs=log_probs) for i in ids]
+    rows = [self._row(i, request, log_probs=log_probs) for i in ids]
     for _ in self._run(rows, request, patience=_BATCH_PATIENCE):
       if progress:
         longest = max(len(row.sample.tokens) for row in rows)
@@ -86,7 +86,7 @@ class LanguageModel:
     request = _request(request, arguments)
     if self.tokenizer is None:
       raise errors.UserError('prompt', 'the model has no tokenizer', 'use generate')
-    row = rows_lib.Row(self.encode(prompt), self.tokenizer, stop=request.stop)
+    row = self._row(self.encode(prompt), request)
     steps = self._run([row], request, patience=_STREAM_PATIENCE)
 
     def parts() -> Generator[str, None, rows_lib.Sample]:
@@ -100,14 +100,27 @@ class LanguageModel:
 
     return parts()
 
+  def shown(self, prompt: str) -> str:
+    """Returns a prompt as it stands in front of its text: a translation has a line of its own."""
+    return f'{prompt}\n' if self.config.kind == 'encoder_decoder' else prompt
+
+  def _row(
+    self, prompt: list[int], request: options.Request, *, log_probs: bool = False
+  ) -> rows_lib.Row:
+    """Returns the text that a prompt begins, or that an encoder–decoder translates it to."""
+    make = functools.partial(
+      rows_lib.Row, tokenizer=self.tokenizer, stop=request.stop, log_probs=log_probs
+    )
+    if self.config.kind == 'encoder_decoder':
+      return make([prompts_lib.start(self.tokenizer)], source=prompt)
+    return make(prompt)
+
   def _run(
     self, rows: list[rows_lib.Row], request: options.Request, *, patience: float
   ) -> Iterator[None]:
     """Returns the loop that generates `rows`; raises `UserError` if it doesn't fit the model."""
     settings, model = request.settings, models.make(self.config)
-    if self.config.classes:
-      problem = f'is a classifier of {", ".join(self.config.class_names)}: it writes no text'
-      raise errors.UserError('model', problem, 'use gpt_jax.classify')
+    self.check_predicts('use gpt_jax.classify', 'use gpt_jax.inspect')
     if request.stop and self.tokenizer is None:
       raise errors.UserError('stop', 'the model has no tokenizer, so there is no text to stop at')
     if request.draft is not None:
@@ -134,6 +147,20 @@ class LanguageModel:
       at_most=_STOP_INTERVAL if request.stop else None,
     )
 
+  def check_predicts(self, of_classifier: str, of_encoder: str) -> None:
+    """Raises `UserError` unless the model predicts the next token; what else to do depends."""
+    if self.config.classes:
+      problem = f'is a classifier of {", ".join(self.config.class_names)}: it writes no text'
+      raise errors.UserError('model', problem, of_classifier)
+    if self.config.kind == 'encoder':
+      problem = 'is an encoder, which sees both sides of a token: it predicts no next one'
+      raise errors.UserError('model', problem, of_encoder)
+
+  def check_plain(self) -> None:
+    """Raises `UserError` if the model needs a source beside its tokens."""
+    if self.config.kind == 'encoder_decoder':
+      raise errors.UserError('model', 'only translates one text to another', 'use gpt_jax.sample')
+
   def encode(self, prompt: prompts_lib.Prompt) -> list[int]:
     """Returns the token ids of a prompt, at least one; raises `UserError` if it is invalid."""
     return prompts_lib.encode(self.config, self.tokenizer, prompt)
@@ -144,6 +171,7 @@ class LanguageModel:
     L is from 1 to `block_size`; each shape is compiled once. Raises `UserError` for other shapes
     or invalid ids.
     """
+    self.check_plain()
     tokens_BL = prompts_lib.as_array(tokens_BL)
     if tokens_BL.ndim != 2 or not tokens_BL.size:
       problem = 'must be lists of token ids, all of one length: (batch, length)'
@@ -172,6 +200,7 @@ class LanguageModel:
     Raises:
       UserError: A text or another argument is invalid.
     """
+    self.check_plain()
     if not isinstance(batch_size, int) or batch_size < 1:
       raise errors.UserError('batch_size', f'{batch_size!r} must be a whole number, at least 1')
     if pooling not in POOLINGS:
@@ -220,8 +249,11 @@ def _pooled_hidden(
   model: models.Model, params: Any, tokens_BL: jax.Array, length_B: jax.Array, *, pooling: str
 ) -> jax.Array:
   """The sum of the hidden states of the first `length_B` positions, or the last of them."""
-  hidden_BLD, _ = model.apply({'params': params}, tokens_BL, method='hidden')
   last_B1, place_L = length_B[:, None] - 1, jnp.arange(tokens_BL.shape[1])
+  options: dict[str, Any] = {}
+  if model.config.kind == 'encoder':  # which would see the padding
+    options['segments_BL'] = (place_L <= last_B1).astype(jnp.int32)
+  hidden_BLD, _ = model.apply({'params': params}, tokens_BL, method='hidden', **options)
   chosen_BL = place_L <= last_B1 if pooling == 'mean' else place_L == last_B1
   return jnp.einsum('BLD,BL->BD', hidden_BLD.astype(jnp.float32), chosen_BL.astype(jnp.float32))
 

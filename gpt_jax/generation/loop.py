@@ -80,25 +80,32 @@ def _prefill(
   search: decode.Search, rows: Sequence[rows_lib.Row], sampling: sampling_lib.Sampling, size: int
 ) -> state_lib.State:
   """The state of the contexts of `rows`; equal ones are computed once, and have other keys."""
-  place: dict[tuple[int, ...], int] = {}
+  place: dict[tuple[tuple[int, ...], ...], int] = {}
   samples: collections.Counter[int] = collections.Counter()
   rows_B, sample_index_B = [], []
   for row in rows:
-    u = place.setdefault(tuple(row.context), len(place))
+    u = place.setdefault((tuple(row.context), tuple(row.source)), len(place))
     rows_B.append(u)
     sample_index_B.append(samples[u])
     samples[u] += 1
-  length_U = np.array([len(context) for context in place], np.int32)
-  L = bucket(int(length_U.max()), search.models[0].config.block_size)
+  contexts, sources = zip(*place, strict=True)
+  block_size = search.models[0].config.block_size
   return state_lib.prefill(
     search.models,
     search.params,
-    np.array([[*context, *[0] * (L - len(context))] for context in place], np.int32),
-    length_U,
+    _padded(contexts, block_size, 0),
+    np.array(list(map(len, contexts)), np.int32),
     np.repeat(np.array(rows_B, np.int32), search.num_beams),
     np.repeat(np.array(sample_index_B, np.int32), search.num_beams),
     sampling.seed,
+    _padded(sources, block_size, -1) if any(sources) else None,
     size=size + search.lookahead,
     log_probs=rows[0].sample.log_probs is not None,
     counts=sampling.counts_tokens,
   )
+
+
+def _padded(rows: Sequence[Sequence[int]], block_size: int, fill: int) -> np.ndarray:
+  """Rows of one length, int32 (U, L)."""
+  L = bucket(max(map(len, rows)), block_size)
+  return np.array([[*row, *[fill] * (L - len(row))] for row in rows], np.int32)

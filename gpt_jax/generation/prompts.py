@@ -30,13 +30,13 @@ def encode(
       prompt = tokenizer.encode(prompt)
     except errors.UserError as e:
       raise e.at(key) from e
-    if tokenizer.bos_id is not None:
+    if tokenizer.bos_id is not None and config.kind != 'encoder_decoder':
       prompt = np.concatenate([[tokenizer.bos_id], prompt])
   ids_L = as_array(prompt)
   if ids_L.ndim != 1:
     raise errors.UserError(key, f'{prompt!r} must be text or a list of token ids')
   if not ids_L.size:
-    return [_start(tokenizer)]
+    return [start(tokenizer)]
   check(config, ids_L, key=key)
   return ids_L.tolist()
 
@@ -95,7 +95,8 @@ def check(config: config_lib.ModelConfig, ids_L: np.ndarray, *, key: str) -> Non
     raise errors.UserError(key, problem)
 
 
-def _start(tokenizer: tokenizers.Tokenizer | None) -> int:
+def start(tokenizer: tokenizers.Tokenizer | None) -> int:
+  """Returns the token that a text begins with, where it has no prompt."""
   if tokenizer is None:
     return 0
   special = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]

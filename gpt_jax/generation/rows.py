@@ -35,10 +35,15 @@ class Row:
     *,
     stop: Sequence[str] = (),
     log_probs: bool = False,
+    source: Sequence[int] = (),
   ) -> None:
-    """Starts a text after `prompt`; it ends before the first of the strings in `stop`."""
+    """Starts a text after `prompt`; it ends before the first of the strings in `stop`.
+
+    `source` is what an encoder–decoder translates.
+    """
     # The text so far, without what later tokens can change; `ended` is empty until it is complete.
     self.sample = Sample('' if tokenizer else None, [], [] if log_probs else None)
+    self.source = list(source)
     self.context = list(prompt)  # the tokens that the next one is predicted from
     self._tokenizer, self._stop = tokenizer, stop
     # Some tokenizers put a space between words only if another word stands before.

@@ -46,6 +46,7 @@ def prefill(
   rows_B: jax.Array,
   sample_index_B: jax.Array,
   seed: jax.typing.ArrayLike,
+  sources_UM: jax.Array | None = None,
   *,
   size: int,
   log_probs: bool,
@@ -55,7 +56,8 @@ def prefill(
 
   `models` are the model and, if there is one, its draft model. `tokens_UL` are padded prompts,
   int32, of which `length_U` tokens count, 1 to L. Padding changes nothing: no token of the prompt
-  attends to it, and decoding overwrites it in the cache.
+  attends to it, and decoding overwrites it in the cache. `sources_UM`, padded with -1, are what an
+  encoder–decoder translates; the prompts are what is known of their translations.
 
   `rows_B` is the prompt of each row, int32: it is computed once, however many rows have it.
   `sample_index_B`, int32, is which sample of its prompt each row is; its key is folded with that.
@@ -65,6 +67,9 @@ def prefill(
   caches = []
   for model, its_params in zip(models, params, strict=True):
     cache: Any = attention.empty_cache(model.config, U, size)
+    if sources_UM is not None:
+      memory: Any = model.apply({'params': its_params}, sources_UM, method='remember')
+      cache = cache._replace(memory=memory)
     _, cache = model.apply({'params': its_params}, tokens_UL, cache=cache, method='hidden')
     caches.append(attention.take_rows(cache._replace(length_B=length_U - 1), rows_B))
   # Threefry draws the same for a row whatever the other rows; not every generator does.

@@ -11,22 +11,26 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from gpt_jax import config as config_lib
-from gpt_jax.models import classifier, gpt, lora, lstm, quantized
+from gpt_jax.models import classifier, encoder_decoder, gpt, lora, lstm, quantized
 
 Model = gpt.GPT | lstm.LSTM
+_OTHERS: dict[str, Any] = {'lstm': lstm.LSTM, 'encoder_decoder': encoder_decoder.EncoderDecoder}
 _TABLES = (('wte', 'embedding'), ('lm_head',))  # a row for each token
 
 
 def make(config: config_lib.ModelConfig) -> Model:
   """Returns the module of a config, without parameters."""
-  return lstm.LSTM(config) if config.kind == 'lstm' else gpt.GPT(config)
+  made: Model = _OTHERS.get(config.kind, gpt.GPT)(config)
+  return made
 
 
 def init(config: config_lib.ModelConfig, key: jax.Array) -> Any:
   """Returns random parameters, a function of `key`; those of a classifier have its layer too."""
   # Kernels of accelerators take no single token.
   model = make(dataclasses.replace(config, attention='xla'))
-  params = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
+  token_11 = jnp.zeros((1, 1), jnp.int32)
+  sources: dict[str, Any] = {'sources_BM': token_11} if config.kind == 'encoder_decoder' else {}
+  params = model.init(key, token_11, **sources)['params']
   if config.classes:
     params = {**params, classifier.NAME: classifier.init(config, jax.random.fold_in(key, 1))}
   return params
@@ -50,7 +54,7 @@ def for_inference(
 
   def convert(path: Any, x: jax.Array) -> Any:
     part, name = path[0].key, path[-1].key
-    is_dense = name == 'kernel' and config.kind == 'gpt' and part != classifier.NAME
+    is_dense = name == 'kernel' and config.kind != 'lstm' and part != classifier.NAME
     if is_dense and quantizes:
       return quantized.quantize(jnp.swapaxes(x, -1, -2), dtype)
     if name == 'lm_head' and quantizes:

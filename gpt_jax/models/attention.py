@@ -1,4 +1,4 @@
-"""Causal self-attention, in training and, with a cache of keys and values, in decoding.
+"""Attention, causal or not, in training and, with a cache of keys and values, in decoding.
 
 Shapes in names: B batch, L length, M cached length, D width (n_embd), H heads, K head width,
 N heads × batch (H major).
@@ -28,22 +28,37 @@ class LayerCache(NamedTuple):
   v_NMK: jax.Array
 
 
+class Memory(NamedTuple):
+  """Keys and values of sources, for all blocks of a decoder that attends to them.
+
+  Attributes:
+    layers: A list of kv_BM2HK; one with a leading layer axis if layers are scanned.
+    seen_BM: bool, which positions count.
+  """
+
+  layers: Any
+  seen_BM: jax.Array
+
+
 class KVCache(NamedTuple):
   """Keys and values of all blocks.
 
   Attributes:
     layers: A list of LayerCache; one LayerCache with a leading layer axis if layers are scanned.
     length_B: int32, the positions filled; what lies behind them doesn't count.
+    memory: Of the sources, if the model has an encoder.
   """
 
   layers: Any
   length_B: jax.Array
+  memory: Memory | None = None
 
 
-class CausalSelfAttention(nn.Module):
-  """Multi-head attention in which no position sees a later one (Vaswani et al. 2017, §3.2)."""
+class SelfAttention(nn.Module):
+  """Multi-head attention (Vaswani et al. 2017, §3.2); `causal`: no position sees a later one."""
 
   config: config_lib.ModelConfig
+  causal: bool
 
   @nn.compact
   def __call__(
@@ -64,17 +79,36 @@ class CausalSelfAttention(nn.Module):
       y_BLHK, cache = _attend_cached(q_BLHK, k_BLHK, v_BLHK, cache, start_B)
     elif cfg.attention == 'cudnn':
       y_BLHK = jax.nn.dot_product_attention(
-        q_BLHK, k_BLHK, v_BLHK, is_causal=True, implementation='cudnn'
+        q_BLHK, k_BLHK, v_BLHK, is_causal=self.causal, implementation='cudnn'
       )
     elif cfg.attention == 'splash':
-      y_BLHK = _attend_splash(q_BLHK, k_BLHK, v_BLHK, segments_BL)
+      y_BLHK = _attend_splash(q_BLHK, k_BLHK, v_BLHK, segments_BL, self.causal)
     else:
       drop = nn.Dropout(cfg.dropout, deterministic=deterministic)
-      y_BLHK = _attend(q_BLHK, k_BLHK, v_BLHK, segments_BL, drop)
+      y_BLHK = _attend(q_BLHK, k_BLHK, v_BLHK, segments_BL, self.causal, drop)
     y_BLHK = ad_checkpoint.checkpoint_name(y_BLHK, layers.PRODUCT)
     project = layers.Dense(cfg, (D,), ('heads', 'embed'), layers.residual_std(cfg), name='c_proj')
     y_BLD = project(y_BLHK.reshape(B, L, D))
     return nn.Dropout(cfg.dropout, deterministic=deterministic)(y_BLD), cache
+
+
+class CrossAttention(nn.Module):
+  """Multi-head attention to a source, whose keys and values are given; see `Memory`."""
+
+  config: config_lib.ModelConfig
+
+  @nn.compact
+  def __call__(
+    self, x_BLD: jax.Array, kv_BM2HK: jax.Array, seen_BM: jax.Array, deterministic: bool
+  ) -> jax.Array:
+    cfg, (B, L, D) = self.config, x_BLD.shape
+    drop = nn.Dropout(cfg.dropout, deterministic=deterministic)
+    heads, axes = (cfg.n_head, cfg.head_width), ('embed', 'heads', None)
+    q_BLHK = layers.Dense(cfg, heads, axes, name='c_attn')(x_BLD)
+    q_BLHK = layers.constrain(q_BLHK, ('batch', None, 'heads', None))
+    y_BLHK = _weigh(q_BLHK, kv_BM2HK[:, :, 0], kv_BM2HK[:, :, 1], seen_BM[:, None, None], drop)
+    project = layers.Dense(cfg, (D,), ('heads', 'embed'), layers.residual_std(cfg), name='c_proj')
+    return drop(project(y_BLHK.reshape(B, L, D)))
 
 
 def _attend(
@@ -82,27 +116,37 @@ def _attend(
   k_BLHK: jax.Array,
   v_BLHK: jax.Array,
   segments_BL: jax.Array | None,
+  causal: bool,
   drop: nn.Dropout,
 ) -> jax.Array:
-  """Returns softmax(q k / sqrt(K)) v over earlier positions of the same segment."""
-  L, K = q_BLHK.shape[1], q_BLHK.shape[-1]
-  halves = []
-  # The first half of the queries sees no key of the second: a quarter of the work less.
-  for start, stop in ((0, (L + 1) // 2), ((L + 1) // 2, L)):
-    k_BMHK, v_BMHK = k_BLHK[:, :stop], v_BLHK[:, :stop]
-    scores_BHLM = jnp.einsum('BLHK,BMHK->BHLM', q_BLHK[:, start:stop] * K**-0.5, k_BMHK)
-    seen = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
+  """Returns softmax(q k / sqrt(K)) v over positions of the same segment; if `causal`, earlier."""
+  L, parts = q_BLHK.shape[1], []
+  # If causal, the first half of the queries sees no key of the second: a quarter of the work less.
+  for start, stop in ((0, (L + 1) // 2), ((L + 1) // 2, L)) if causal else ((0, L),):
+    seen = jnp.arange(stop) <= (jnp.arange(start, stop)[:, None] if causal else L)
     if segments_BL is not None:
       # Padding sees padding: a softmax over nothing would be NaN.
       same_BLM = segments_BL[:, start:stop, None] == segments_BL[:, None, :stop]
       seen = (seen & same_BLM)[:, None]
-    weights_BHLM = drop(_softmax(scores_BHLM, seen).astype(v_BMHK.dtype))
-    halves.append(jnp.einsum('BHLM,BMHK->BLHK', weights_BHLM, v_BMHK))
-  return jnp.concatenate(halves, axis=1)
+    parts.append(_weigh(q_BLHK[:, start:stop], k_BLHK[:, :stop], v_BLHK[:, :stop], seen, drop))
+  return jnp.concatenate(parts, axis=1)
+
+
+def _weigh(
+  q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, seen: jax.Array, drop: nn.Dropout
+) -> jax.Array:
+  """Returns softmax(q k / sqrt(K)) v over the positions `seen`, which broadcasts to BHLM."""
+  scores_BHLM = jnp.einsum('BLHK,BMHK->BHLM', q_BLHK * q_BLHK.shape[-1] ** -0.5, k_BMHK)
+  weights_BHLM = drop(_softmax(scores_BHLM, seen).astype(v_BMHK.dtype))
+  return jnp.einsum('BHLM,BMHK->BLHK', weights_BHLM, v_BMHK)
 
 
 def _attend_splash(
-  q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, segments_BL: jax.Array | None
+  q_BLHK: jax.Array,
+  k_BLHK: jax.Array,
+  v_BLHK: jax.Array,
+  segments_BL: jax.Array | None,
+  causal: bool,
 ) -> jax.Array:
   """Returns what `_attend` does, by JAX's kernel for TPUs, which keeps no scores in memory."""
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -116,7 +160,8 @@ def _attend_splash(
   def attend(
     q_BHLK: jax.Array, k_BHLK: jax.Array, v_BHLK: jax.Array, segments_BL: jax.Array | None
   ) -> jax.Array:
-    mask = masks.MultiHeadMask([masks.CausalMask((L, L))] * q_BHLK.shape[1])
+    of_head = (masks.CausalMask if causal else masks.FullMask)((L, L))
+    mask = masks.MultiHeadMask([of_head] * q_BHLK.shape[1])
     kernel = splash.make_splash_mha_single_device(mask, block_sizes=blocks)
     segments = None if segments_BL is None else splash.SegmentIds(segments_BL, segments_BL)
     return jax.vmap(kernel)(q_BHLK, k_BHLK, v_BHLK, segments)
@@ -188,4 +233,8 @@ def take_rows(cache: KVCache, rows_R: jax.Array) -> KVCache:
     x = x.reshape(*layer, N // B, B, M, K)
     return jnp.take(x, rows_R, axis=-3).reshape(*layer, -1, M, K)
 
-  return KVCache(jax.tree.map(take, cache.layers), cache.length_B[rows_R])
+  memory = cache.memory
+  if memory is not None:
+    of_layers = jax.tree.map(lambda kv_BM2HK: jnp.take(kv_BM2HK, rows_R, axis=-5), memory.layers)
+    memory = Memory(of_layers, memory.seen_BM[rows_R])
+  return KVCache(jax.tree.map(take, cache.layers), cache.length_B[rows_R], memory)

@@ -38,6 +38,7 @@ class Block(nn.Module):
   """One transformer layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
   config: config_lib.ModelConfig
+  causal: bool = True
 
   @nn.compact
   def __call__(
@@ -47,12 +48,18 @@ class Block(nn.Module):
     start_B: jax.Array | None,
     segments_BL: jax.Array | None,
     deterministic: bool,
+    kv_BM2HK: jax.Array | None = None,
+    seen_BM: jax.Array | None = None,
   ) -> tuple[jax.Array, attention.LayerCache | None]:
     cfg = self.config
-    y_BLD, cache = attention.CausalSelfAttention(cfg, name='attn')(
+    y_BLD, cache = attention.SelfAttention(cfg, self.causal, name='attn')(
       layers.layer_norm(cfg, 'ln_1')(x_BLD), cache, start_B, segments_BL, deterministic
     )
     x_BLD = x_BLD + y_BLD
+    if kv_BM2HK is not None and seen_BM is not None:
+      y_BLD = layers.layer_norm(cfg, 'ln_cross')(x_BLD)
+      cross = attention.CrossAttention(cfg, name='cross')
+      x_BLD = x_BLD + cross(y_BLD, kv_BM2HK, seen_BM, deterministic)
     x_BLD = x_BLD + MLP(cfg, name='mlp')(layers.layer_norm(cfg, 'ln_2')(x_BLD), deterministic)
     return layers.constrain(x_BLD, _RESIDUAL), cache
 
@@ -62,19 +69,24 @@ class GPT(output.LanguageModel):
 
   Parameters: `wte`, `wpe`, `h_0` … `h_{n_layer-1}` (or one `h` with a leading layer axis if
   `config.scan_layers`), `ln_f`, and `lm_head` unless the embeddings are tied; `lora_a` and `lora_b`
-  beside each kernel of a block if `config.lora_rank`.
+  beside each kernel of a block if `config.lora_rank`. As an `encoder` (BERT, Devlin et al. 2019),
+  each position sees all of its segment, and its logits are of the token there.
   """
+
+  config: config_lib.ModelConfig
+  table: nn.Embed | None = None  # of tokens, if it is another model's too
 
   def setup(self) -> None:
     cfg = self.config
     embed = functools.partial(
       nn.Embed, features=cfg.n_embd, embedding_init=nn.initializers.normal(layers.INIT_STD)
     )
-    self.wte = embed(cfg.padded_vocab_size)
+    self.wte = self.table or embed(cfg.padded_vocab_size)
     self.wpe = embed(cfg.block_size)
     # Its name is part of the random key: runs that resume must draw what they would have drawn.
     self.drop = nn.Dropout(cfg.dropout, name='Dropout_0')
     block: Any = Block
+    causal = cfg.kind != 'encoder'
     if cfg.remat:
       names = {'nothing': (), 'products': (layers.PRODUCT,)}[cfg.remat_keep]
       policy = jax.checkpoint_policies.save_only_these_names(*names)
@@ -85,11 +97,11 @@ class GPT(output.LanguageModel):
         block,
         variable_axes={'params': 0},
         split_rngs={'params': True, 'dropout': True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        in_axes=(0, *[nn.broadcast] * 3, 0, nn.broadcast),
         length=cfg.n_layer,
-      )(cfg)
+      )(cfg, causal)
     else:
-      self.h = [block(cfg) for _ in range(cfg.n_layer)]
+      self.h = [block(cfg, causal) for _ in range(cfg.n_layer)]
     self.ln_f = layers.layer_norm(cfg)
     self.setup_output()
 
@@ -99,6 +111,7 @@ class GPT(output.LanguageModel):
     *,
     segments_BL: jax.Array | None = None,
     cache: attention.KVCache | None = None,
+    memory: attention.Memory | None = None,
     deterministic: bool = True,
   ) -> tuple[jax.Array, attention.KVCache | None]:
     """Computes the final hidden states, after the last LayerNorm.
@@ -110,6 +123,7 @@ class GPT(output.LanguageModel):
         from 0, and it doesn't attend to the others.
       cache: Continue each row after its `length_B` positions; with L more they must not exceed the
         cache. Positions beyond `block_size` count as the last one: their states mean nothing.
+      memory: What an `EncoderDecoder` remembers of its sources, unless it is in the cache.
       deterministic: False applies dropout, with the `dropout` random stream.
 
     Returns:
@@ -135,14 +149,18 @@ class GPT(output.LanguageModel):
     x_BLD = layers.constrain(x_BLD.astype(cfg.dtype), _RESIDUAL)
     x_BLD = self.drop(x_BLD, deterministic=deterministic)
     caches = None if cache is None else cache.layers
+    kvs, seen_BM = memory or (cache and cache.memory) or (None, None)
     if cfg.scan_layers:
-      x_BLD, caches = self.h(x_BLD, caches, start_B, segments_BL, deterministic)
+      x_BLD, caches = self.h(x_BLD, caches, start_B, segments_BL, deterministic, kvs, seen_BM)
     else:
       caches = list(caches or [None] * cfg.n_layer)
+      kvs = kvs or [None] * cfg.n_layer
       for i, block in enumerate(self.h):
-        x_BLD, caches[i] = block(x_BLD, caches[i], start_B, segments_BL, deterministic)
+        x_BLD, caches[i] = block(
+          x_BLD, caches[i], start_B, segments_BL, deterministic, kvs[i], seen_BM
+        )
     if cache is not None:
-      cache = attention.KVCache(caches, cache.length_B + L)
+      cache = cache._replace(layers=caches, length_B=cache.length_B + L)
     return self.ln_f(x_BLD), cache
 
 

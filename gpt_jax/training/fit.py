@@ -54,7 +54,7 @@ def smallest_change(program: program_lib.Program, limit: float) -> dict[str, Any
   first = 0 if not model.remat else 1 if model.remat_keep == 'products' else 2
   counts = range(config.train.gradient_accumulation, batch // devices + 1)
   parts = [count for count in counts if batch % (count * devices) == 0]
-  for remat in _REMAT[first:] if model.kind == 'gpt' else _REMAT[:1]:
+  for remat in _REMAT[first:] if model.kind != 'lstm' else _REMAT[:1]:
 
     def fits(count: int, remat: dict[str, Any] = remat) -> bool:
       changes = remat | {'train.gradient_accumulation': count}

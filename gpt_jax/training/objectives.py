@@ -1,9 +1,11 @@
 """What training minimizes: pure functions of a model, its parameters and a batch.
 
 A classifier is a language model with other logits: those of the classes. A document has one target,
-its class, at its last token, so one cross-entropy serves both.
+its class, at its last token, so one cross-entropy serves both. An encoder that guesses masked
+tokens has its targets where they are.
 
-Shapes in names: B batch, L length, D width of the hidden states, C classes.
+Shapes in names: B batch, L length, K masked tokens of a row, D width of the hidden states,
+C classes, V vocabulary (padded).
 """
 
 import math
@@ -12,11 +14,41 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gpt_jax import config as config_lib
 from gpt_jax import models
 from gpt_jax.data.batches import batch as batch_lib
 from gpt_jax.models import classifier, output
 
 Sums = dict[str, jax.Array]
+
+
+def prepare(
+  config: config_lib.ModelConfig, batch: batch_lib.Batch, key: jax.Array
+) -> batch_lib.Batch:
+  """Returns a batch as the model sees it: with `config.mask_id`, some tokens masked, else as it is.
+
+  Of the tokens of each row 15 %, rounded up, are targets: 80 % of them are masked, 10 % become any
+  token, 10 % stay (Devlin et al. 2019, "BERT", §3.1). `key` decides on which.
+  """
+  if config.mask_id < 0:
+    return batch
+  inputs, is_token = batch.inputs, batch.targets != batch_lib.IGNORED
+  keys = jax.random.split(key, 3)
+  lot = jnp.where(is_token, jax.random.uniform(keys[0], inputs.shape), 2)
+  chosen = lot.argsort(-1).argsort(-1) < _share(is_token.sum(-1, keepdims=True))
+  how = jax.random.uniform(keys[1], inputs.shape)
+  other = jnp.where(
+    how < 0.9, jax.random.randint(keys[2], inputs.shape, 0, config.vocab_size), inputs
+  )
+  return batch._replace(
+    inputs=jnp.where(chosen, jnp.where(how < 0.8, config.mask_id, other), inputs),
+    targets=jnp.where(chosen, inputs, batch_lib.IGNORED),
+  )
+
+
+def _share(n: Any) -> Any:
+  """How many of `n` tokens are targets."""
+  return (15 * n + 99) // 100
 
 
 def loss(model: models.Model, params: Any, part: batch_lib.Batch, key: jax.Array) -> jax.Array:
@@ -27,8 +59,13 @@ def loss(model: models.Model, params: Any, part: batch_lib.Batch, key: jax.Array
 def evaluate(model: models.Model, params: Any, part: batch_lib.Batch) -> Sums:
   """Returns sums over a batch, for `measures`: `loss`, `targets`, and `confusion` of a classifier.
 
-  `confusion` is int32 (C, C): documents by their class, and by the class that is most likely.
+  `confusion` is int32 (C, C): documents by their class, and by the class that is most likely. With
+  masks, always the same ones: `right`, the targets that are most likely, and `counts`, int32 (V,).
+  With sources: `rows`, and `exact`, those whose targets are all most likely.
   """
+  part = prepare(model.config, part, jax.random.key(0))
+  if model.config.mask_id >= 0 or part.sources is not None:
+    return _guessed(model, params, part)
   total, logits_BLC = _loss(model, params, part)
   sums = {'loss': total, 'targets': num_targets(part.targets)}
   if logits_BLC is not None:
@@ -42,12 +79,20 @@ def evaluate(model: models.Model, params: Any, part: batch_lib.Batch) -> Sums:
 def measures(sums: Any) -> dict[str, float]:
   """Returns what sums as of `evaluate`, of all batches together, say.
 
-  A language model has `loss` and `perplexity`; a classifier `loss`, `accuracy`, `f1` (the mean over
-  the classes), and `error`, the share of documents that are classified wrongly.
+  A language model has `loss` and `perplexity`; with masks also `accuracy`, and `unigram`, that of
+  guessing the most frequent token each time; with sources `exact_match`, the share of responses
+  that greedy decoding gives. A classifier has `loss`, `accuracy`, `f1` (the mean over the classes),
+  and `error`, the share of documents that are classified wrongly.
   """
   mean = float(sums['loss']) / max(1, int(sums['targets']))
   if 'confusion' not in sums:
-    return {'loss': mean, 'perplexity': math.exp(min(mean, 700.0))}
+    found = {'loss': mean, 'perplexity': math.exp(min(mean, 700.0))}
+    if 'counts' in sums:
+      right = {'accuracy': sums['right'], 'unigram': sums['counts'].max()}
+      found |= {name: float(n / max(1, sums['targets'])) for name, n in right.items()}
+    if 'exact' in sums:
+      found['exact_match'] = float(sums['exact'] / max(1, sums['rows']))
+    return found
   table = sums['confusion']
   right = table.diagonal()
   accuracy = float(right.sum() / max(1, table.sum()))
@@ -64,13 +109,12 @@ def _loss(
   model: models.Model, params: Any, part: batch_lib.Batch, **options: Any
 ) -> tuple[jax.Array, jax.Array | None]:
   """The sum of the losses and, of a classifier, the logits."""
-  variables = {'params': params}
-  hidden: Any = model.apply(
-    variables, part.inputs, segments_BL=part.segments, method='hidden', **options
-  )
-  hidden_BLD, _ = hidden
+  hidden_BLD = _hidden(model, params, part, **options)
   if not model.config.classes:
-    total: Any = model.apply(variables, hidden_BLD, part.targets, method='loss')
+    targets_BL = part.targets
+    if model.config.mask_id >= 0:
+      hidden_BLD, targets_BL = _masked(hidden_BLD, targets_BL)
+    total: Any = model.apply({'params': params}, hidden_BLD, targets_BL, method='loss')
     return total, None
   # A document ends where it has a target; the next one begins there.
   ends_BL = part.targets != batch_lib.IGNORED
@@ -78,3 +122,40 @@ def _loss(
   score = params[classifier.NAME]
   logits_BLC = classifier.logits(model.config, score, hidden_BLD, starts_BL)
   return output.cross_entropy(logits_BLC, part.targets), logits_BLC
+
+
+def _hidden(model: models.Model, params: Any, part: batch_lib.Batch, **options: Any) -> jax.Array:
+  if part.sources is not None:
+    options['sources_BM'] = part.sources
+  hidden: Any = model.apply(
+    {'params': params}, part.inputs, segments_BL=part.segments, method='hidden', **options
+  )
+  return hidden[0]
+
+
+def _masked(hidden_BLD: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The states and targets of masked tokens alone: the output layer can take most of the time."""
+  is_target_BL = (targets_BL != batch_lib.IGNORED).astype(jnp.int32)
+  _, place_BK = jax.lax.top_k(is_target_BL, _share(is_target_BL.shape[1]))
+  hidden_BKD = jnp.take_along_axis(hidden_BLD, place_BK[..., None], axis=1)
+  return hidden_BKD, jnp.take_along_axis(targets_BL, place_BK, axis=1)
+
+
+def _guessed(model: models.Model, params: Any, part: batch_lib.Batch) -> Sums:
+  """What a model gets right of masked tokens, or of whole responses."""
+  hidden_BLD, targets_BL = _hidden(model, params, part), part.targets
+  masked = model.config.mask_id >= 0
+  if masked:
+    hidden_BLD, targets_BL = _masked(hidden_BLD, targets_BL)
+  logits_BLV: Any = model.apply({'params': params}, hidden_BLD, method='logits')
+  is_target_BL, V = targets_BL != batch_lib.IGNORED, logits_BLV.shape[-1]
+  right_BL = logits_BLV.argmax(-1) == targets_BL
+  sums = {'loss': output.cross_entropy(logits_BLV, targets_BL), 'targets': num_targets(targets_BL)}
+  if masked:
+    sums['right'] = right_BL.sum(dtype=jnp.int32)
+    counted_BL = jnp.where(is_target_BL, targets_BL, V)  # beyond: dropped
+    return sums | {'counts': jnp.bincount(counted_BL.ravel(), length=V)}
+  # If each token is the most likely one after the right ones, greedy decoding gives them all.
+  is_row_B = is_target_BL.any(1)
+  sums['rows'] = is_row_B.sum(dtype=jnp.int32)
+  return sums | {'exact': (is_row_B & (right_BL | ~is_target_BL).all(1)).sum(dtype=jnp.int32)}

@@ -46,18 +46,30 @@ def resolve(
       f"{model.vocab_size} must be 0 or {size}, the {tokenizer.kind} tokenizer's",
       '`model.pad_vocab_to` rounds the embedding up',
     )
+  masked = config.task == 'masked'
+  if masked and tokenizer.mask_id is None:
+    problem = f'the {tokenizer.kind} tokenizer has no token to mask others with, such as [MASK]'
+    raise errors.UserError('data.tokenizer', problem, 'use another')
   attention = model.attention
   if attention == 'auto':
     kind, attention = mesh.devices.flat[0].device_kind, 'xla'
     # cuDNN's kernel takes 16-bit floats and head widths up to 256 in steps of 8; it has no dropout
     # and can't keep packed documents apart.
     narrow = model.head_width % 8 == 0 and model.head_width <= 256
-    if kind.startswith('NVIDIA') and model.dtype == 'bfloat16' and not config.has_segments:
-      attention = 'cudnn' if narrow and not model.dropout else 'xla'
-    elif kind.startswith('TPU') and config.row_length % 128 == 0 and model.kind == 'gpt':
-      attention = 'splash' if not model.dropout else 'xla'
+    if model.dropout or model.kind not in ('gpt', 'encoder'):
+      pass
+    elif kind.startswith('NVIDIA') and model.dtype == 'bfloat16' and not config.has_segments:
+      attention = 'cudnn' if narrow else 'xla'
+    elif kind.startswith('TPU') and config.row_length % 128 == 0:
+      attention = 'splash'
   resolved: config_lib.Config = knobs.replace(
-    config, {'model.vocab_size': size, 'model.classes': names, 'model.attention': attention}
+    config,
+    {
+      'model.vocab_size': size,
+      'model.classes': names,
+      'model.mask_id': tokenizer.mask_id if masked else -1,
+      'model.attention': attention,
+    },
   )
   mesh_lib.check_divisible(resolved, mesh)
   return resolved
@@ -69,13 +81,13 @@ def check_memory(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
   Counts the least, without a look at the data: the blocks' matrices; a hidden state a token.
   """
   model, train, shape = config.model, config.train, mesh.shape
-  size = 12 * model.n_embd**2 if model.kind == 'gpt' else 4 * model.lstm_width**2
+  size = 4 * model.lstm_width**2 if model.kind == 'lstm' else 12 * model.n_embd**2
   # Adam has two moments of each value, Muon one.
   copies = 2 + (config.optimizer.kind == 'adamw') + (config.optimizer.ema_decay > 0)
   if model.lora_rank or model.freeze_body:
     copies = 1
   state = 4 * copies * model.n_layer * size / (shape['fsdp'] * shape['tensor'])
-  key = 'n_embd' if model.kind == 'gpt' else 'lstm_width'
+  key = 'lstm_width' if model.kind == 'lstm' else 'n_embd'
   what = f'{getattr(model, key)} × `model.n_layer` ({model.n_layer}): the parameters'
   oom.check(f'model.{key}', what, state)
   tokens = train.batch_size * config.row_length / (shape['data'] * shape['fsdp'])
@@ -108,7 +120,8 @@ class Program:
   def batch(self) -> batch_lib.Batch:
     """The abstract batch."""
     segments = self.tokens if self.config.has_segments else None
-    return batch_lib.Batch(self.tokens, self.tokens, segments)
+    sources = self.tokens if self.config.task == 'translate' else None
+    return batch_lib.Batch(self.tokens, self.tokens, segments, sources)
 
   def compiler_options(self, kernels: pathlib.Path | None = None) -> dict[str, str | bool]:
     """Returns options for XLA; `kernels` as of `mesh.compiler_options`."""

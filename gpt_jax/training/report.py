@@ -33,7 +33,8 @@ def summarize(program: program_lib.Program, data: loader.Data, run: run_dir.RunD
   how = f'{model.dtype}, {model.attention} attention'
   if model.kind == 'lstm':
     inside, how = f'embedding {model.n_embd}, LSTM of width {model.lstm_width}', model.dtype
-  _row('model', f'{total:,} parameters: {model.n_layer} layers, {inside}; {how}')
+  kind = '' if model.kind in ('gpt', 'lstm') else f', {model.kind.replace("_", "–")}'
+  _row('model', f'{total:,} parameters{kind}: {model.n_layer} layers, {inside}; {how}')
   if model.classes:
     _row('classes', f'{model.classes.replace(",", ", ")}; {model.pooling} of the hidden states')
   if model.lora_rank:
@@ -91,6 +92,8 @@ def result(lines: list[metrics_lib.Line], run: run_dir.RunDir) -> str:
     return f'finished, but no validation loss is finite; curves in {run.plot}'
   step, score = found
   best, use = f'val loss {score:.4f}', 'sample'
+  if any('val/unigram' in line for line in lines):
+    use = 'inspect'
   if any('val/error' in line for line in lines):
     best, use = f'val accuracy {1 - score:.4f}', 'classify'
   options = ' --chat' if run.read_config().task == 'instruct' else ''
@@ -132,7 +135,7 @@ class Console:
   def evaluated(self, step: int, line: metrics_lib.Line, *, best: bool) -> None:
     """Reports a validation line of metrics.jsonl."""
     values = [f'val loss {line["val/loss"]:.4f}']
-    for name in ('perplexity', 'accuracy', 'f1'):
+    for name in ('perplexity', 'accuracy', 'unigram', 'f1', 'exact_match'):
       if f'val/{name}' in line:
         values.append(f'{name} {line[f"val/{name}"]:.{2 if name == "perplexity" else 4}f}')
     if not math.isfinite(metrics_lib.score(line)):

@@ -27,6 +27,8 @@ _FREE = re.compile(
 )
 # Keys that processes of one run may have values of their own for.
 _OWN = re.compile(r'processes\.|data\.(cache_dir|processes)')
+# Keys that the data decides.
+_RESOLVED = ('model.vocab_size', 'model.classes', 'model.mask_id')
 # Keys that may change if the learning rates of the steps taken stay the same.
 _SCHEDULE = re.compile(
   r'train\.steps|optimizer\.(.*learning_rate|warmup_steps|schedule|decay_steps)'
@@ -87,7 +89,7 @@ class Run(run_dir.RunDir):
       for was, now in zip(knobs.knobs(old), knobs.knobs(config), strict=True)
       if was.value != now.value
       and not _FREE.fullmatch(was.key)
-      and not (was.key in ('model.vocab_size', 'model.classes') and not now.value)  # not resolved
+      and not (was.key in _RESOLVED and now.value == now.field.default)  # not resolved yet
     ]
     fix = 'or choose another `workdir`'
     same = any(_SCHEDULE.fullmatch(key) for key, *_ in changed) and np.array_equal(

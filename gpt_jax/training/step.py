@@ -126,7 +126,11 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
     trained, frozen = models.split_trained(model.config, state.params)
-    loss, grads = _gradients(model, trained, frozen, batch, jax.random.fold_in(key, state.step))
+    step_key = jax.random.fold_in(key, state.step)
+    # Micro-batches have the keys before this one.
+    mask_key = jax.random.fold_in(step_key, batch.inputs.shape[0])
+    batch = objectives.prepare(model.config, batch, mask_key)
+    loss, grads = _gradients(model, trained, frozen, batch, step_key)
     old = (trained, state.opt_state)
 
     def update() -> tuple[Any, Any]:

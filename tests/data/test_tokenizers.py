@@ -101,8 +101,8 @@ class TestSpecialTokens:
     char = build('char', 'ab', special_tokens='bos eos pad unk')
     assert char.decode([2, 0, 3, 4, 1, 5, 4]) == 'ab\ufffd'
     assert char.encode('axb日').tolist() == [0, 5, 1, 5]
-    byte = build('byte', special_tokens='bos pad')
-    assert byte.decode([257, *'é'.encode(), 256, 258]) == 'é'
+    byte = build('byte', special_tokens='bos pad mask')
+    assert byte.decode([257, *'é'.encode(), 256, 259, 258]) == 'é'
     assert (byte.token_bytes(0xC3), byte.token_bytes(258)) == (b'\xc3', b'')
 
 

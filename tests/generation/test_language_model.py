@@ -294,3 +294,19 @@ def test_a_hugging_face_model_generates_without_optax_and_orbax(request):
   run = functools.partial(subprocess.run, capture_output=True, check=True, text=True)
   done = run([sys.executable, '-c', code], cwd=request.config.rootpath)
   assert done.stdout == "['jax']\n"
+
+
+def test_an_encoder_embeds_texts_as_alone_and_predicts_no_next_token():
+  made = tiny.model(kind='encoder')
+  texts = [tiny.prompt(n, seed=n) for n in (3, 9, 13, 20)]
+  together = made.embed(texts)
+  for text, vector_D in zip(texts, together, strict=True):
+    windows = [text[i : i + tiny.BLOCK] for i in range(0, len(text), tiny.BLOCK)]
+    model = models.make(made.config)
+    states = [
+      model.apply({'params': made.params}, np.array([window]), method='hidden')[0][0]
+      for window in windows
+    ]
+    np.testing.assert_allclose(vector_D, np.concatenate(states).mean(0), rtol=0, atol=1e-5)
+  assert tiny.refused(made.generate, 'a') == ['model']
+  assert tiny.refused(tiny.model().generate, 'a', draft=made) == ['model']

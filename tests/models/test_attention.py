@@ -10,10 +10,14 @@ from tests.models import tiny
 L = 256
 
 
+@pytest.mark.parametrize('kind', ['gpt', 'encoder'])
 @pytest.mark.parametrize('packed', [False, True])
-def test_splash_attention_is_xlas(splash_interpreted, packed):
+def test_splash_attention_is_xlas(splash_interpreted, packed, kind):
   del splash_interpreted
-  sizes, tokens_BL = {'n_layer': 1, 'n_embd': 128, 'block_size': L}, tiny.make_tokens(2, L)
+  sizes, tokens_BL = (
+    {'n_layer': 1, 'n_embd': 128, 'block_size': L, 'kind': kind},
+    tiny.make_tokens(2, L),
+  )
   segments_BL = np.repeat([[1, 2, 2, 0], [1, 2, 3, 3]], L // 4, axis=1) if packed else None
 
   def loss_and_gradients(kernel):

@@ -26,6 +26,8 @@ def stack(params: Any) -> Any:
   """Returns the tree of unrolled layers as that of scanned ones."""
   layers = [params[f'h_{i}'] for i in range(2)]
   rest = {name: leaf for name, leaf in params.items() if not name.startswith('h_')}
+  if 'encoder' in rest:
+    rest['encoder'] = stack(rest['encoder'])
   return {**rest, 'h': jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
 
 

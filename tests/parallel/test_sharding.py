@@ -30,6 +30,8 @@ OPTIONS += [{'scan_layers': scan, 'lora_rank': 3} for scan in (False, True)]
 OTHERS = [
   tiny.make_config(classes='bad,good', clusters='9'),
   tiny.make_config(kind='lstm', tie_embeddings=False),
+  tiny.make_config(kind='encoder_decoder', scan_layers=True),
+  tiny.make_config(kind='encoder_decoder', lora_rank=3, tie_embeddings=False),
 ]
 
 needs_8_devices = pytest.mark.skipif(
@@ -97,7 +99,7 @@ def test_each_parameter_and_moment_matches_exactly_one_rule(i):
   _assert_each_has_one_rule(tiny.make_config(**OPTIONS[i]))
 
 
-@pytest.mark.parametrize('model', OTHERS, ids=['classifier', 'lstm'])
+@pytest.mark.parametrize('model', OTHERS, ids=['classifier', 'lstm', 'scanned', 'adapted'])
 def test_each_parameter_of_another_model_matches_exactly_one_rule(model):
   _assert_each_has_one_rule(model)
 

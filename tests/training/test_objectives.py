@@ -38,7 +38,7 @@ def _batch():
 
 
 @pytest.mark.parametrize('pooling', ['mean', 'last'])
-@pytest.mark.parametrize('kind', ['gpt', 'lstm'])
+@pytest.mark.parametrize('kind', ['gpt', 'lstm', 'encoder'])
 def test_a_document_is_classified_by_its_own_states(kind, pooling):
   config = tiny.make_config(classes='a,b,c', kind=kind, pooling=pooling, tie_embeddings=False)
   model, params = models.make(config), random_params.make(config, std=0.5)

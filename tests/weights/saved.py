@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import atomic, models
+from gpt_jax import atomic, knobs, models
 from gpt_jax import config as config_lib
 from gpt_jax.data import tokenizers
 from gpt_jax.parallel import sharding
@@ -32,11 +32,16 @@ def save_run(
   *,
   val_losses: dict[int, float] | None = None,
   identity: dict[str, str] | None = None,
+  more: dict[str, Any] | None = None,
 ) -> run_dir.RunDir:
-  """Writes what a run leaves behind, without training: a checkpoint for each step of `params`."""
+  """Writes what a run leaves behind, without training: a checkpoint for each step of `params`.
+
+  `more` are other values of its config, by key.
+  """
   run = run_dir.RunDir(folder)
   folder.mkdir()
   config = config_lib.Config(model=model, init_from='base' if model.lora_rank else '')
+  config = knobs.replace(config, more or {})
   atomic.write_json(run.config, dataclasses.asdict(config))
   atomic.write_json(run.tokenizer, BYTE.to_dict())
   identity = run_dir.identity(model, BYTE) if identity is None else identity

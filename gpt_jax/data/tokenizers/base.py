@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_jax import errors
 
-SPECIAL_TOKENS = ('bos', 'eos', 'pad', 'unk')
+SPECIAL_TOKENS = ('bos', 'eos', 'pad', 'unk', 'mask')
 
 
 class Tokenizer(abc.ABC):
@@ -25,6 +25,7 @@ class Tokenizer(abc.ABC):
   eos_id: int | None = None  # closes a document
   pad_id: int | None = None  # fills up a row
   unk_id: int | None = None  # what the vocabulary lacks
+  mask_id: int | None = None  # hides a token that is to be guessed
   # Whether encode(a + b) is encode(a) and then encode(b) whenever a ends in an ASCII letter and b
   # begins with a space and an ASCII letter.
   cuts: bool = True
@@ -39,9 +40,9 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """Returns the text of `ids`, (L,), with U+FFFD for invalid UTF-8; bos, eos, pad have no text.
+    """Returns the text of `ids`, (L,), with U+FFFD for invalid UTF-8.
 
-    Raises `UserError` if an id is outside the vocabulary.
+    Of special tokens only unk has a text. Raises `UserError` if an id is outside the vocabulary.
     """
 
   @abc.abstractmethod
@@ -55,7 +56,7 @@ class Tokenizer(abc.ABC):
     return hashlib.sha256(canonical.encode()).hexdigest()
 
   def token_id(self, token: str) -> int:
-    """Returns the id of one token given as text; `bos`, `eos`, `pad`, `unk` name special tokens.
+    """Returns the id of one token given as text; `bos`, `eos` etc. name special tokens.
 
     Raises `UserError` if `token` isn't exactly one token of this tokenizer.
     """
@@ -77,10 +78,11 @@ class Tokenizer(abc.ABC):
     return self.decode([token]).encode()
 
   def _set_special_ids(self, ids: Mapping[str, int]) -> None:
-    self.bos_id, self.eos_id, self.pad_id, self.unk_id = map(ids.get, SPECIAL_TOKENS)
+    for name in SPECIAL_TOKENS:
+      setattr(self, f'{name}_id', ids.get(name))
 
   def _checked(self, ids: Sequence[int] | np.ndarray, *, text_only: bool = True) -> np.ndarray:
-    """`ids` as int64 (L,), without bos, eos and pad if `text_only`; raises `UserError`."""
+    """`ids` as int64 (L,), only those with a text if `text_only`; raises `UserError`."""
     try:
       array = np.asarray(ids, np.int64)
     except (TypeError, ValueError, OverflowError) as e:
@@ -89,7 +91,8 @@ class Tokenizer(abc.ABC):
     if outside.size:
       problem = f'{outside[0]} is outside the vocabulary, from 0 to {self.vocab_size - 1}'
       raise errors.UserError('ids', problem)
-    silent = [i for i in (self.bos_id, self.eos_id, self.pad_id) if i is not None]
+    special = (self.bos_id, self.eos_id, self.pad_id, self.mask_id)
+    silent = [i for i in special if i is not None]
     return array[~np.isin(array, silent)] if text_only else array
 
 

@@ -53,7 +53,7 @@ class CharTokenizer(base.Tokenizer):
 
 
 class ByteTokenizer(base.Tokenizer):
-  """A token a byte of UTF-8, then 256 for the end of a text, then bos and pad if asked for."""
+  """A token a byte of UTF-8, then 256 for the end of a text, then bos, pad, mask if asked for."""
 
   kind = 'byte'
 

@@ -62,6 +62,9 @@ class HfTokenizer(base.Tokenizer):
         raise errors.UserError('data.tokenizer', problem, 'correct its tokenizer_config.json')
       self._special_tokens[role] = token
     self._set_special_ids({r: self._vocabulary[t] for r, t in self._special_tokens.items()})
+    # Not in `to_dict`: runs from before there was a mask keep their tokenizer's hash.
+    masks = [self._vocabulary[token] for token in ('[MASK]', '<mask>') if token in self._added]
+    self.mask_id = masks[0] if masks else None
     # Not their number: ids may have holes.
     self.vocab_size = 1 + max(self._vocabulary.values(), default=-1)
 
