@@ -50,7 +50,7 @@ class Scorer:
     if model.tokenizer is None:
       raise errors.UserError('model', 'has no tokenizer', 'add its tokenizer.json to the directory')
     model.check_plain()
-    model.check_predicts(*['measure it on run:validation or run:test'] * 2)
+    model.check_predicts('measure it on run:validation or run:test')
     self.config, self.tokenizer = model.config, model.tokenizer
     self._params, self._batch_size = model.params, batch_size
     self._mesh = mesh_lib.mesh_of(model.params)

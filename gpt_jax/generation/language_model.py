@@ -120,7 +120,7 @@ class LanguageModel:
   ) -> Iterator[None]:
     """Returns the loop that generates `rows`; raises `UserError` if it doesn't fit the model."""
     settings, model = request.settings, models.make(self.config)
-    self.check_predicts('use gpt_jax.classify', 'use gpt_jax.inspect')
+    self.check_predicts()
     if request.stop and self.tokenizer is None:
       raise errors.UserError('stop', 'the model has no tokenizer, so there is no text to stop at')
     if request.draft is not None:
@@ -147,19 +147,20 @@ class LanguageModel:
       at_most=_STOP_INTERVAL if request.stop else None,
     )
 
-  def check_predicts(self, of_classifier: str, of_encoder: str) -> None:
-    """Raises `UserError` unless the model predicts the next token; what else to do depends."""
+  def check_predicts(self, fix: str = '', *, key: str = 'model') -> None:
+    """Raises `UserError` at `key` unless the model predicts the next token."""
     if self.config.classes:
       problem = f'is a classifier of {", ".join(self.config.class_names)}: it writes no text'
-      raise errors.UserError('model', problem, of_classifier)
+      raise errors.UserError(key, problem, fix or 'use gpt_jax.classify')
     if self.config.kind == 'encoder':
       problem = 'is an encoder, which sees both sides of a token: it predicts no next one'
-      raise errors.UserError('model', problem, of_encoder)
+      raise errors.UserError(key, problem, fix or 'use gpt_jax.inspect')
 
-  def check_plain(self) -> None:
-    """Raises `UserError` if the model needs a source beside its tokens."""
+  def check_plain(self, *, key: str = 'model') -> None:
+    """Raises `UserError` at `key` if the model needs a source beside its tokens."""
     if self.config.kind == 'encoder_decoder':
-      raise errors.UserError('model', 'only translates one text to another', 'use gpt_jax.sample')
+      fix = 'use gpt_jax.sample, without a draft'
+      raise errors.UserError(key, 'only translates one text to another', fix)
 
   def encode(self, prompt: prompts_lib.Prompt) -> list[int]:
     """Returns the token ids of a prompt, at least one; raises `UserError` if it is invalid."""

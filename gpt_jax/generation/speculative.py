@@ -42,8 +42,8 @@ def search(
   if settings.num_beams > 1:
     raise errors.UserError('draft', 'cannot be combined with `num_beams`')
   model.check_plain()
-  draft.check_plain()
-  draft.check_predicts(*['name another draft'] * 2)
+  draft.check_plain(key='draft')
+  draft.check_predicts('name another', key='draft')
   hashes = [m.tokenizer.hash if m.tokenizer else None for m in (model, draft)]
   if hashes[0] != hashes[1] or config.vocab_size != other.vocab_size:
     fix = 'use a model trained with the same tokenizer'
