@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 
 # A config file that says how many pages Linux gives for memory that was freed; the command ends.
 _IN_A_COMMAND = """
-import ctypes, resource, sys
+import ctypes, os, resource
 libc, size = ctypes.CDLL(None), 256 << 20
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -22,8 +22,8 @@ for _ in range(2):
   piece = libc.malloc(size)
   ctypes.memset(piece, 1, size)
   libc.free(piece)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-sys.exit(7)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
+os._exit(7)
 """
 
 # The same for the temporary memory of a program on the CPU.

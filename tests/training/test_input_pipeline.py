@@ -32,7 +32,7 @@ def test_a_batch_has_the_rows_of_its_number_on_the_devices():
   found = list(_batches([0, 5, 10**12]))
   assert all(isinstance(batch.inputs, jax.Array) for batch in found)
   for number, batch in zip([0, 5], found[:2], strict=True):
-    inputs_RL, targets_RL, _ = _rows(np.arange(number * A * B, (number + 1) * A * B))
+    inputs_RL, targets_RL, *_ = _rows(np.arange(number * A * B, (number + 1) * A * B))
     np.testing.assert_array_equal(batch.inputs, inputs_RL.reshape(A, B, L))
     np.testing.assert_array_equal(batch.targets, targets_RL.reshape(A, B, L))
     assert batch.segments is None
