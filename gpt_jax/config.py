@@ -227,8 +227,8 @@ class OptimizerConfig:
 
   kind: str = _knob(
     'adamw',
-    'adamw for all parameters; or muon, with the same learning rates, for the matrices of the '
-    'blocks, and adamw for the rest.',
+    'What trains the matrices of the blocks: adamw or, with the same learning rates, muon; all '
+    'else is trained by adamw.',
     choices=('adamw', 'muon'),
   )
   learning_rate: float = _knob(6e-4, 'Peak learning rate.', above=0, at_most=1e6)
