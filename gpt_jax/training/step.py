@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
   step: jax.Array  # int32 scalar: the steps taken
   params: Any
-  opt_state: Any  # moments and counts, of what is trained (`models.split_trained`)
+  opt_state: Any  # moments, counts, an average if any, of what `models.split_trained` trains
 
 
 def init_state(
