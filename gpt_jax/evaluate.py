@@ -1,7 +1,8 @@
 """Measure a model: python -m gpt_jax.evaluate --model=runs/quickstart --data=text:mine.txt
 
-Prints the perplexity of a text, the accuracy on hellaswag:FILE.jsonl or lambada:FILE.jsonl, or what
-a run gets on what it held out (run:validation, run:test), whatever its task.
+Prints the perplexity of a text, the accuracy on hellaswag:FILE.jsonl or lambada:FILE.jsonl, how
+often a response is exactly right (examples:FILE.jsonl, examples:builtin:instructions), or what a
+run gets on what it held out (run:validation, run:test), whatever its task.
 """
 
 import functools
@@ -13,7 +14,7 @@ from absl import flags
 from gpt_jax import atomic, cli, config, errors, progress, user_cache, validation
 
 # Config keys and arguments that errors name -> flags of this command.
-ALIASES = {'data.source': 'data', 'tokens': 'data'}
+ALIASES = {'data.source': 'data', 'data.template': 'data', 'tokens': 'data'}
 ALIASES |= {f'data.{name}': name for name in ('text_field', 'invalid_utf8')}
 
 
@@ -22,12 +23,15 @@ def define_flags() -> flags.FlagValues:
   string = functools.partial(flags.DEFINE_string, flag_values=values)
   integer = functools.partial(flags.DEFINE_integer, flag_values=values)
   string('model', None, "A run's workdir or checkpoint, or a directory of Hugging Face or OpenAI.")
-  doc = 'text:FILE etc., a token store, hellaswag:FILE.jsonl, lambada:FILE.jsonl or run:test.'
+  doc = 'text:FILE etc., a token store, hellaswag:FILE.jsonl, lambada:FILE.jsonl, '
+  doc += 'examples:FILE.jsonl, examples:builtin:instructions or run:test.'
   string('data', None, doc)
   string('split', '', 'Split of a text: train, validation or test; empty: all of it.')
   integer('stride', None, 'Tokens by which the window moves (default: half of block_size).')
   integer('batch_size', 8, 'Windows or answers computed together.')
   integer('limit', None, 'Measure only the first N tokens or questions (default: all).')
+  flags.DEFINE_list('shots', ['0'], 'Numbers of solved examples to show first.', flag_values=values)
+  string('picture', None, 'PNG file to draw the right responses against the shots to.')
   string('text_field', data.text_field, 'Field, column or feature that holds the text.')
   string('invalid_utf8', data.invalid_utf8, 'fail at bytes that are not UTF-8, or replace them.')
   string('dtype', 'auto', cli.DTYPE)
@@ -39,7 +43,7 @@ def define_flags() -> flags.FlagValues:
 def main(values: flags.FlagValues) -> None:
   _check(values)
   from gpt_jax import oom
-  from gpt_jax.evaluation import hellaswag, lambada, scoring  # slow, so after the flags are checked
+  from gpt_jax.evaluation import exact_match, hellaswag, lambada, scoring  # slow: after the checks
   from gpt_jax.generation import language_model
 
   user_cache.enable_compilation_cache()
@@ -56,7 +60,11 @@ def main(values: flags.FlagValues) -> None:
     else:
       model = language_model.load(values.model, dtype=values.dtype, mesh=cli.mesh(values))
       scorer = scoring.Scorer(model, batch_size=values.batch_size)
-    if task in ('hellaswag', 'lambada'):
+    if task == 'examples':
+      size, options = values.batch_size, {'limit': values.limit, 'progress': bar.show}
+      options['shots'] = [*map(int, values.shots)]
+      result = exact_match.measure(model, path, batch_size=size, **options)
+    elif task in ('hellaswag', 'lambada'):
       measure: Any = hellaswag.measure if task == 'hellaswag' else lambada.measure
       result = measure(scorer, path, limit=values.limit, progress=bar.show)
     elif task != 'run':
@@ -65,6 +73,10 @@ def main(values: flags.FlagValues) -> None:
   print(f'{values.model}{step}, on {values.data}')
   for name, value in result.table():
     print(f'{name:<16}{value}')
+  if values.picture:
+    from gpt_jax.downstream import pictures
+
+    atomic.write_bytes(pathlib.Path(values.picture), pictures.png(pictures.shots(result)))
   if values.json:
     about = {'model': values.model, 'step': model.step, 'data': values.data, 'task': task}
     atomic.write_json(pathlib.Path(values.json), about | vars(result))  # it may be /dev/stdout
@@ -80,10 +92,15 @@ def _check(values: flags.FlagValues) -> None:
     value: int | None = values[name].value
     if value is not None and value < 1:
       found.append(errors.UserError(name, f'{value} must be at least 1'))
-  if values.data.startswith(('hellaswag:', 'lambada:', 'run:')):
+  if values.data.startswith(('hellaswag:', 'lambada:', 'examples:', 'run:')):
     for name in ('stride', 'split'):
       if values[name].value:
         found.append(errors.UserError(name, 'is only for texts', f'omit it for {values.data}'))
+  if not all(map(str.isdecimal, values.shots)):
+    found.append(errors.UserError('shots', f'{values.shots} must be numbers, such as 0,1,2'))
+  for name in ('shots', 'picture') if not values.data.startswith('examples:') else ():
+    if values[name].present:
+      found.append(errors.UserError(name, 'is only for examples:FILE.jsonl', 'omit it'))
   if values.dtype != 'auto' and values.data.startswith('run:'):
     found.append(errors.UserError('dtype', 'is only for texts and questions', 'omit it for a run'))
   if values.json and pathlib.Path(values.json).is_dir():

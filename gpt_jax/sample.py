@@ -2,7 +2,7 @@
 
 Prints each prompt with its text to standard output: a single text while it is generated, several
 when all are done. The same prompts, seed and options give the same texts. --prompts=- reads prompts
-from standard input, --interactive reads them as they are typed.
+from standard input, --interactive reads them as they are typed, --chat as those of a conversation.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
   from gpt_jax.generation import language_model, options, rows
 
 _SEPARATOR = '-' * 40
-# Flags for several texts or their data, which --interactive can't have.
+# Flags for several texts or their data, which --interactive and --chat can't have.
 _BATCH = ('prompt', 'prompts', 'num_samples', 'json', 'log_probs', 'stats')
 
 
@@ -34,6 +34,7 @@ def define_flags() -> flags.FlagValues:
   string('prompt', '', 'The prompt; empty: the start of a text.')
   string('prompts', None, 'A file with a prompt on each line, or - for standard input.')
   boolean('interactive', False, 'Read prompts as they are typed.')
+  boolean('chat', False, 'Talk with a model that was trained with task=instruct.')
   flags.DEFINE_integer('num_samples', 1, 'Number of texts per prompt.', flag_values=values)
   for name, doc in (
     ('stop', r'End a text before this string (\n is a line break); may be repeated.'),
@@ -78,8 +79,13 @@ def main(values: flags.FlagValues) -> None:
     raise errors.UserError('model', 'has no tokenizer', 'put its tokenizer.json there')
   step = '' if model.step is None else f', step {model.step}'
   print(f'{values.model}{step}', file=sys.stderr)
-  if values.interactive:
-    interactive.run(model, request, report=lambda e: print(cli.render(e, values), file=sys.stderr))
+  if values.interactive or values.chat:
+    interactive.run(
+      model,
+      request,
+      chat=values.chat,
+      report=lambda e: print(cli.render(e, values), file=sys.stderr),
+    )
     return
   times = [time.monotonic()]
   samples = _generate(model, prompts, request, values, times)
@@ -103,9 +109,10 @@ def _parse(values: flags.FlagValues) -> 'options.Request':
     found.append(errors.UserError('prompt', 'is not UTF-8', 'put it into a file for `prompts`'))
   if values['prompt'].present and values['prompts'].present:
     found.append(errors.UserError('prompt', 'cannot be combined with `prompts`'))
-  for name in _BATCH if values.interactive else ():
+  mode = 'chat' if values.chat else 'interactive'
+  for name in _BATCH if values[mode].value else ():
     if values[name].present:
-      found.append(errors.UserError(name, 'cannot be combined with `interactive`'))
+      found.append(errors.UserError(name, f'cannot be combined with `{mode}`'))
   defaults = knobs.knobs(settings_lib.Settings())
   arguments: dict[str, Any] = {knob.key: values[knob.key].value for knob in defaults}
   try:

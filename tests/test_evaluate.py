@@ -41,6 +41,7 @@ def command(saved, tmp_path, monkeypatch, capsys):
   (tmp_path / 'latin.txt').write_bytes(b'some \xe9')
   question = {'ctx': 'some text', 'endings': ['to', 'from', 'learn', 'so'], 'label': 1}
   (tmp_path / 'h.jsonl').write_text(json.dumps(question))
+  (tmp_path / 'e.jsonl').write_text('{"instruction": "some text", "output": "to"}\n' * 3)
   (tmp_path / 'l.jsonl').write_text('{"text": "some text to learn"}\n' * 3)
 
   def run(*args):
@@ -127,6 +128,11 @@ def test_each_phase_shows_its_progress_to_the_end(command, monkeypatch, data):
     (['--data=lambada:l.jsonl', '--stride=2'], '--stride'),
     (['--data=lambada:l.jsonl', '--split=test'], '--split'),
     (['--data=run:test', '--dtype=int8'], '--dtype'),
+    (['--data=builtin:dates'], '--data'),
+    (['--data=examples:l.jsonl', '--shots=0,x'], '--shots'),
+    (['--data=text:text.txt', '--shots=1'], '--shots'),
+    (['--data=run:test', '--picture=x.png'], '--picture'),
+    (['--data=examples:e.jsonl', '--shots=1'], '--shots'),
     (['--data=text:text.txt', '--dtype=int4'], '--dtype'),
     (['--data=text:text.txt', '--json=.'], '--json'),
     (['--data=text:text.txt', '--json=none/x', '--model=not read'], '--json'),

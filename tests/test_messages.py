@@ -269,6 +269,12 @@ _CASES = [
   sample --model=run --logit_bias=s
   sample --model=run --draft=nonesuch
   sample --model=run --interactive --json
+  sample --model=run --chat
+  sample --model=run --chat --prompt=some
+  evaluate --model=run --data=examples:builtin:date
+  evaluate --model=run --data=examples:builtin:dates
+  evaluate --model=run --data=examples:aa.jsonl
+  evaluate --model=run --data=builtin:instructions
   evaluate --model=run
   evaluate --model=run --data=run:test
   evaluate --model=run --data=run:train

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colors, figure
 
+from gpt_jax.evaluation import exact_match
 from gpt_jax.training import metrics
 
 _BLUE, _ORANGE, _GREY = '#2563b8', '#d9730d', '#8a8f98'
@@ -44,6 +45,19 @@ def loss(lines: list[metrics.Line], levels: Mapping[str, float]) -> figure.Figur
     ax.set(xlabel='', xticks=[])
   ax.grid(alpha=0.3)
   ax.legend(title='the loss, and what to compare it with', alignment='left')
+  return fig
+
+
+def shots(found: exact_match.ExactMatch) -> figure.Figure:
+  """Draws the fraction of right responses against the number of shots, for each kind."""
+  fig = figure.Figure(figsize=(8, 5), layout='constrained')
+  ax = fig.subplots()
+  for kind, values in found.by_kind.items():
+    ax.plot(found.shots, values, 'o-', ms=4, label=kind)
+  ax.errorbar(found.shots, found.exact, found.exact_stderr, color='black', lw=2, label='all')
+  ax.set(ylim=(-0.02, 1.02), xlabel='shots: solved examples shown first', ylabel='exactly right')
+  ax.grid(alpha=0.3)
+  ax.legend()
   return fig
 
 

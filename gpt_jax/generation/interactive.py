@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 
 from gpt_jax import errors, knobs, oom, user_cache
+from gpt_jax.data.sources import turns
 from gpt_jax.generation import language_model, options, rows
 
 OOM_FIX = 'lower `num_samples` or `max_new_tokens`, or give fewer prompts at a time'
@@ -42,13 +43,20 @@ def run(
   model: language_model.LanguageModel,
   request: options.Request,
   *,
+  chat: bool = False,
   report: Callable[[errors.UserError], None],
 ) -> None:
   """Reads prompts from standard input, line by line, and writes a text for each.
 
   The seed grows by one with each text, so that a repeated prompt gives another text. Errors are
-  passed to `report` and don't end the session.
+  passed to `report` and don't end the session. In a `chat` the lines are the prompts of one
+  conversation, of which the model sees as much as leaves room for a response; a text that is
+  stopped isn't part of it. Raises `UserError` if the model knows no conversations.
   """
+  if chat and (not model.template or model.config.kind == 'encoder_decoder'):
+    fix = 'train one that starts from it: `task=instruct`, `data.template`, `init_from`'
+    raise errors.UserError('model', 'was not trained to talk', fix)
+  talk: list[str] = []
   if isinstance(sys.stdin, io.TextIOWrapper):
     sys.stdin.reconfigure(encoding='utf-8', errors='surrogateescape')  # whatever the locale
   on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
@@ -61,7 +69,12 @@ def run(
         if not knobs.is_utf8(prompt):
           raise errors.UserError('prompt', 'is not UTF-8')
         with oom.oom_as_user_error(OOM_FIX):
-          sample = write(model.shown(prompt), model.stream(prompt, request=request))
+          if chat:
+            asked, ids = _recall(model, [*talk, prompt], request.settings.max_new_tokens)
+            sample = write('', model.stream(ids, request=request))
+            talk = [*asked, sample.text or '']
+          else:
+            sample = write(model.shown(prompt), model.stream(prompt, request=request))
         report_shifts(sample.context_shifts, model.config.block_size)
         seed = (request.settings.seed + 1) % 2**32
         settings = dataclasses.replace(request.settings, seed=seed)
@@ -74,6 +87,17 @@ def run(
         if not on_terminal:
           raise
         print(flush=True)
+
+
+def _recall(
+  model: language_model.LanguageModel, talk: list[str], max_new_tokens: int
+) -> tuple[list[str], list[int]]:
+  """The last turns that leave room for a response, at least the last one, and their tokens."""
+  assert model.tokenizer is not None  # `sample` has checked it
+  most = model.config.block_size - min(max_new_tokens, model.config.block_size // 2)
+  while len(ids := turns.encode(model.tokenizer, model.template, talk)) > most and len(talk) > 1:
+    talk = talk[2:]
+  return talk, ids
 
 
 @contextlib.contextmanager

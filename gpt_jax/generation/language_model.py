@@ -41,6 +41,7 @@ class LanguageModel:
   params: Any = dataclasses.field(repr=False)
   tokenizer: tokenizers.Tokenizer | None  # if None, prompts are token ids
   step: int | None = None  # of the checkpoint it was read from, if any
+  template: str = ''  # how it was trained to read prompts; empty: it was on no conversations
 
   def generate(
     self,
@@ -289,7 +290,7 @@ def load(
     config = dataclasses.replace(config, pad_vocab_to=math.lcm(config.pad_vocab_to, mesh.tensor))
     abstract = _sharded(config, mesh)
   config, params = models.for_inference(config, saved.load(abstract), dtype)
-  return LanguageModel(config, params, saved.tokenizer, saved.step)
+  return LanguageModel(config, params, saved.tokenizer, saved.step, saved.template)
 
 
 def _sharded(model: config_lib.ModelConfig, mesh: config_lib.MeshConfig) -> Any:

@@ -92,9 +92,10 @@ def result(lines: list[metrics_lib.Line], run: run_dir.RunDir) -> str:
     use = 'inspect'
   if any('val/error' in line for line in lines):
     best, use = f'val accuracy {1 - score:.4f}', 'classify'
+  options = ' --chat' if run.read_config().task == 'instruct' else ''
   return (
     f'finished: best {best} at step {step}; curves in {run.plot}\n'
-    f'{use} it: python -m gpt_jax.{use} --model={run.path}'
+    f'{use} it: python -m gpt_jax.{use} --model={run.path}{options}'
   )
 
 

@@ -36,6 +36,7 @@ class SavedModel:
   # (positions are cropped) and another padding of the vocabulary.
   load: Callable[[Any], Any]
   run: run_dir.RunDir | None = None  # that it is of, if any
+  template: str = ''  # of prompts, see `config.DataConfig`
 
   def check(self, model: config_lib.ModelConfig, tokenizer: tokenizers.Tokenizer) -> None:
     """Raises `UserError` unless a run of this model with this tokenizer can start from it."""
@@ -110,12 +111,13 @@ def _open_run(path: pathlib.Path) -> SavedModel:
         f'config.json model.safetensors merges.txt vocab.json --local-dir={path}'
       )
     raise errors.UserError(str(path), 'is not a model', fix)
-  model, tokenizer = run.read_config().model, run.read_tokenizer()
+  config, tokenizer = run.read_config(), run.read_tokenizer()
+  model = config.model
   saved = _choose(run, path, wanted)
   run.check_identity(saved, run_dir.identity(model, tokenizer))
   load = functools.partial(_restore, run, model, saved.step)
   model = dataclasses.replace(model, lora_rank=0)
-  return SavedModel(path, model, tokenizer, saved.step, load, run)
+  return SavedModel(path, model, tokenizer, saved.step, load, run, config.data.template)
 
 
 def _choose(run: run_dir.RunDir, path: pathlib.Path, wanted: int | None) -> manifest.Manifest:

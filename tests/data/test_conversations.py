@@ -288,8 +288,8 @@ def test_rules_answer_rightly():
         assert sorted(word) == list(answer)
       case ['How', 'many', a, _, _, word] | ['Count', 'the', a, _, word]:
         assert word.count(a) == int(answer)
-      case [*_, 'Does', name, 'have', 'a', thing]:
-        assert (f'{name} has a {thing}.' in prompt) == (answer == 'yes')
+      case [*_, 'Does', _, 'have', 'a', thing]:
+        assert prompt.count(f'a {thing}') == {'yes': 2, 'no': 1}[answer]
   assert answers['the seventh of January, twenty sixty-two'] == '2062-01-07'
   assert answers['the twenty-first of March, nineteen thirty-nine'] == '1939-03-21'
   assert answers['Tuesday, August 16th, 1966'] == '1966-08-16'

@@ -75,7 +75,9 @@ def open_source(
     raise errors.UserError('data.label_field', problem, 'use jsonl:, parquet: or tfds:')
   if bool(template) != (spec in _CONVERSATIONS) and (scheme != 'jsonl' or not template):
     problem = f'{spec} has {"no " * bool(template)}conversations'
-    fix = f'use jsonl: or {" or ".join(_CONVERSATIONS)}' if template else 'set `task=instruct`'
+    fix = f'set `task=instruct`, or evaluate examples:{spec}'
+    if template:
+      fix = f'use jsonl: or {" or ".join(_CONVERSATIONS)}'
     raise errors.UserError('data.template', problem, fix)
   match scheme if name else None:
     case 'builtin' if spec in _CONVERSATIONS:
