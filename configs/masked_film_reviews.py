@@ -3,8 +3,8 @@
     python -m gpt_jax.train --config=configs/masked_film_reviews.py
     python -m gpt_jax.inspect --model=runs/masked_film_reviews --fill='this film is [MASK] .'
 
-The reviews and the sizes of configs/film_reviews.py, with the words that occur at least 20 times,
-so that most of the time goes into the blocks. RESULT
+The reviews of configs/film_reviews.py, with the words that occur at least 20 times. Of a whole run
+nothing has been measured yet.
 """
 
 from gpt_jax import config as config_lib
@@ -12,7 +12,7 @@ from gpt_jax import config as config_lib
 
 def get_config() -> config_lib.Config:
   return config_lib.Config(
-    model=config_lib.ModelConfig(kind='encoder', n_layer=2, n_head=4, n_embd=256, block_size=100),
+    model=config_lib.ModelConfig(kind='encoder', n_layer=2, n_head=4, n_embd=128, block_size=100),
     data=config_lib.DataConfig(
       source='tfds:imdb_reviews[train+test]',
       tokenizer='word',
@@ -27,15 +27,15 @@ def get_config() -> config_lib.Config:
       val_fraction=0.05,
     ),
     train=config_lib.TrainConfig(
-      steps=500,
+      steps=400,
       batch_size=12,
       log_every=10,
-      eval_every=125,
+      eval_every=100,
       eval_batches=10,
-      checkpoint_every=500,
+      checkpoint_every=400,
     ),
     optimizer=config_lib.OptimizerConfig(
-      learning_rate=1.5e-3,
+      learning_rate=2e-3,
       min_learning_rate=1e-4,
       warmup_steps=50,
       schedule='cosine',

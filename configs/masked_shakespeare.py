@@ -3,7 +3,11 @@
     python -m gpt_jax.train --config=configs/masked_shakespeare.py
     python -m gpt_jax.inspect --model=runs/masked_shakespeare --fill='the [MASK]ing of England'
 
-The model of configs/shakespeare_char_cpu.py as an encoder. RESULT
+The model of configs/shakespeare_char_cpu.py as an encoder. 1,500 steps took 284 s of the time
+of one core of a busy AMD EPYC (jax 0.10, compiling included); minutes on two free cores weren't
+measured. Then 44.5 % of 24,400 masked characters of the validation split are guessed rightly, and
+14.9 % if the guess is always the space; the loss is 1.807 (one run). Nothing is learned for the
+first 350 steps or so but how frequent the characters are.
 """
 
 from gpt_jax import config as config_lib

@@ -3,7 +3,10 @@
     python -m gpt_jax.train --config=configs/translate_dates.py
     python -m gpt_jax.sample --model=runs/translate_dates --prompt='the third of May 2021'
 
-RESULT
+The source makes 20,000 pairs of a date, written in one of eleven ways, and its ISO form; no date
+of the 600 held-out pairs is in them. All 600 are right after 1,500 steps (one run); 43.6 % after
+500, 95.7 % after 1,000. That took 345 s of the time of one core of a busy AMD EPYC (jax 0.10,
+compiling included); minutes on two free cores weren't measured.
 """
 
 from gpt_jax import config as config_lib
@@ -12,7 +15,7 @@ from gpt_jax import config as config_lib
 def get_config() -> config_lib.Config:
   return config_lib.Config(
     model=config_lib.ModelConfig(
-      kind='encoder_decoder', n_layer=2, n_head=4, n_embd=128, block_size=56, pad_vocab_to=1
+      kind='encoder_decoder', n_layer=2, n_head=4, n_embd=128, block_size=64, pad_vocab_to=1
     ),
     data=config_lib.DataConfig(
       source='builtin:dates',

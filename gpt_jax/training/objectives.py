@@ -60,7 +60,8 @@ def evaluate(model: models.Model, params: Any, part: batch_lib.Batch) -> Sums:
   """Returns sums over a batch, for `measures`: `loss`, `targets`, and `confusion` of a classifier.
 
   `confusion` is int32 (C, C): documents by their class, and by the class that is most likely. With
-  masks, always the same ones: `right`, the targets that are most likely, and `counts`, int32 (V,).
+  masks, always the same ones: of what is masked `right`, the targets that are most likely, and
+  `counts`, int32 (V,).
   With sources: `rows`, and `exact`, those whose targets are all most likely.
   """
   part = prepare(model.config, part, jax.random.key(0))
@@ -80,16 +81,17 @@ def measures(sums: Any) -> dict[str, float]:
   """Returns what sums as of `evaluate`, of all batches together, say.
 
   A language model has `loss` and `perplexity`; with masks also `accuracy`, and `unigram`, that of
-  guessing the most frequent token each time; with sources `exact_match`, the share of responses
-  that greedy decoding gives. A classifier has `loss`, `accuracy`, `f1` (the mean over the classes),
-  and `error`, the share of documents that are classified wrongly.
+  guessing the most frequent token each time, both of what is behind a mask; with sources
+  `exact_match`, the share of responses that greedy decoding gives. A classifier has `loss`,
+  `accuracy`, `f1` (the mean over the classes), and `error`, the share of documents that are
+  classified wrongly.
   """
   mean = float(sums['loss']) / max(1, int(sums['targets']))
   if 'confusion' not in sums:
     found = {'loss': mean, 'perplexity': math.exp(min(mean, 700.0))}
     if 'counts' in sums:
       right = {'accuracy': sums['right'], 'unigram': sums['counts'].max()}
-      found |= {name: float(n / max(1, sums['targets'])) for name, n in right.items()}
+      found |= {name: float(n / max(1, sums['counts'].sum())) for name, n in right.items()}
     if 'exact' in sums:
       found['exact_match'] = float(sums['exact'] / max(1, sums['rows']))
     return found
@@ -111,10 +113,9 @@ def _loss(
   """The sum of the losses and, of a classifier, the logits."""
   hidden_BLD = _hidden(model, params, part, **options)
   if not model.config.classes:
-    targets_BL = part.targets
     if model.config.mask_id >= 0:
-      hidden_BLD, targets_BL = _masked(hidden_BLD, targets_BL)
-    total: Any = model.apply({'params': params}, hidden_BLD, targets_BL, method='loss')
+      hidden_BLD, part = _guessed_alone(hidden_BLD, part)
+    total: Any = model.apply({'params': params}, hidden_BLD, part.targets, method='loss')
     return total, None
   # A document ends where it has a target; the next one begins there.
   ends_BL = part.targets != batch_lib.IGNORED
@@ -133,27 +134,30 @@ def _hidden(model: models.Model, params: Any, part: batch_lib.Batch, **options: 
   return hidden[0]
 
 
-def _masked(hidden_BLD: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The states and targets of masked tokens alone: the output layer can take most of the time."""
-  is_target_BL = (targets_BL != batch_lib.IGNORED).astype(jnp.int32)
+def _guessed_alone(
+  hidden_BLD: jax.Array, part: batch_lib.Batch
+) -> tuple[jax.Array, batch_lib.Batch]:
+  """States and tokens where there are targets alone: the output layer can take most of the time."""
+  is_target_BL = (part.targets != batch_lib.IGNORED).astype(jnp.int32)
   _, place_BK = jax.lax.top_k(is_target_BL, _share(is_target_BL.shape[1]))
   hidden_BKD = jnp.take_along_axis(hidden_BLD, place_BK[..., None], axis=1)
-  return hidden_BKD, jnp.take_along_axis(targets_BL, place_BK, axis=1)
+  return hidden_BKD, jax.tree.map(lambda x_BL: jnp.take_along_axis(x_BL, place_BK, axis=1), part)
 
 
 def _guessed(model: models.Model, params: Any, part: batch_lib.Batch) -> Sums:
   """What a model gets right of masked tokens, or of whole responses."""
-  hidden_BLD, targets_BL = _hidden(model, params, part), part.targets
-  masked = model.config.mask_id >= 0
-  if masked:
-    hidden_BLD, targets_BL = _masked(hidden_BLD, targets_BL)
+  hidden_BLD, mask_id = _hidden(model, params, part), model.config.mask_id
+  if mask_id >= 0:
+    hidden_BLD, part = _guessed_alone(hidden_BLD, part)
   logits_BLV: Any = model.apply({'params': params}, hidden_BLD, method='logits')
+  targets_BL = part.targets
   is_target_BL, V = targets_BL != batch_lib.IGNORED, logits_BLV.shape[-1]
   right_BL = logits_BLV.argmax(-1) == targets_BL
   sums = {'loss': output.cross_entropy(logits_BLV, targets_BL), 'targets': num_targets(targets_BL)}
-  if masked:
-    sums['right'] = right_BL.sum(dtype=jnp.int32)
-    counted_BL = jnp.where(is_target_BL, targets_BL, V)  # beyond: dropped
+  if mask_id >= 0:
+    is_masked_BL = is_target_BL & (part.inputs == mask_id)  # others may be there to see
+    sums['right'] = (right_BL & is_masked_BL).sum(dtype=jnp.int32)
+    counted_BL = jnp.where(is_masked_BL, targets_BL, V)  # beyond: dropped
     return sums | {'counts': jnp.bincount(counted_BL.ravel(), length=V)}
   # If each token is the most likely one after the right ones, greedy decoding gives them all.
   is_row_B = is_target_BL.any(1)

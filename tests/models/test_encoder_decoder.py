@@ -166,6 +166,8 @@ def test_bos_begins_the_translation_and_not_the_source():
   made = generation.model(kind='encoder_decoder')
   tokenizer = char.CharTokenizer(generation.LETTERS[:-1], ['bos'])
   made = dataclasses.replace(made, tokenizer=tokenizer)
-  assert made.encode('ab') == tokenizer.encode('ab').tolist()
-  first = _greedy(made, made.encode('ab'), new=1, start=tokenizer.bos_id)
-  assert made.generate('ab', max_new_tokens=1, temperature=0)[0].tokens == first
+  for prompt in ('ab', 'hello', 'z'):
+    source = made.encode(prompt)
+    assert source == tokenizer.encode(prompt).tolist()
+    expected = _greedy(made, source, new=6, start=tokenizer.bos_id)
+    assert made.generate(prompt, max_new_tokens=6, temperature=0)[0].tokens == expected
