@@ -1,0 +1,53 @@
+"""Short instructions made by rule, and answers to them: add, copy, count, reverse, sort, yes or no.
+
+    python -m gpt_jax.train --config=configs/instructions.py
+    python -m gpt_jax.evaluate --model=runs/instructions --data=examples:builtin:instructions
+    python -m gpt_jax.sample --model=runs/instructions --chat --temperature=0
+
+0.8 million parameters, a token a byte, from random parameters. 590 s of processor time, so about 5
+minutes on two cores. After 1,200 of the 2,400 steps 87 % of 600 held-out prompts are answered
+exactly right (add 92 %, copy 96 %, count 67 %, reverse 94 %, sort 85 %, yes or no 88 %); by the
+quickstart's model none.
+"""
+
+from gpt_jax import config as config_lib
+
+
+def get_config() -> config_lib.Config:
+  return config_lib.Config(
+    task='instruct',
+    model=config_lib.ModelConfig(
+      n_layer=4,
+      n_head=4,
+      n_embd=128,
+      block_size=128,
+      dropout=0.0,
+      bias=False,
+      pad_vocab_to=1,
+    ),
+    data=config_lib.DataConfig(
+      source='builtin:instructions',
+      template='Q: {prompt}\nA: ',
+      tokenizer='byte',
+      split='given',
+      row_length=256,
+    ),
+    train=config_lib.TrainConfig(
+      steps=2400,
+      batch_size=8,
+      log_every=10,
+      eval_every=400,
+      eval_batches=13,
+      checkpoint_every=400,
+    ),
+    optimizer=config_lib.OptimizerConfig(
+      learning_rate=2e-3,
+      min_learning_rate=2e-4,
+      warmup_steps=100,
+      schedule='cosine',
+      weight_decay=0.1,
+      b1=0.9,
+      b2=0.99,
+      clip=1.0,
+    ),
+  )
