@@ -108,12 +108,9 @@ class LanguageModel:
     self, prompt: list[int], request: options.Request, *, log_probs: bool = False
   ) -> rows_lib.Row:
     """Returns the text that a prompt begins, or that an encoder–decoder translates it to."""
-    make = functools.partial(
-      rows_lib.Row, tokenizer=self.tokenizer, stop=request.stop, log_probs=log_probs
-    )
-    if self.config.kind == 'encoder_decoder':
-      return make([prompts_lib.start(self.tokenizer)], source=prompt)
-    return make(prompt)
+    source = prompt if self.config.kind == 'encoder_decoder' else []
+    ids = [prompts_lib.start(self.tokenizer)] if source else prompt
+    return rows_lib.Row(ids, self.tokenizer, stop=request.stop, log_probs=log_probs, source=source)
 
   def _run(
     self, rows: list[rows_lib.Row], request: options.Request, *, patience: float
