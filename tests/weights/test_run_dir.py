@@ -57,7 +57,7 @@ def test_an_invalid_file_is_named_with_each_problem(tmp_path, file, content):
 def test_the_identity_is_of_the_keys_that_decide_parameters_and_their_meaning():
   same = {'dropout': 0.1, 'attention': 'cudnn', 'dtype': 'bfloat16', 'remat': True}
   same |= {'remat_keep': 'products'}
-  same |= {'freeze_body': True}
+  same |= {'freeze_body': True, 'mask_id': 1}
   other: dict[str, Any] = {'n_layer': 3, 'n_head': 4, 'n_embd': 16, 'block_size': 9}
   other |= {'vocab_size': 258, 'pad_vocab_to': 1, 'bias': False, 'tie_embeddings': False}
   other |= {'scan_layers': True, 'lora_rank': 2, 'lora_alpha': 8.0}
