@@ -309,4 +309,4 @@ def test_an_encoder_embeds_texts_as_alone_and_predicts_no_next_token():
     ]
     np.testing.assert_allclose(vector_D, np.concatenate(states).mean(0), rtol=0, atol=1e-5)
   assert tiny.refused(made.generate, 'a') == ['model']
-  assert tiny.refused(tiny.model().generate, 'a', draft=made) == ['model']
+  assert tiny.refused(tiny.model().generate, 'a', draft=made) == ['draft']
