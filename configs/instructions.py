@@ -4,10 +4,9 @@
     python -m gpt_jax.evaluate --model=runs/instructions --data=examples:builtin:instructions
     python -m gpt_jax.sample --model=runs/instructions --chat --temperature=0
 
-0.8 million parameters, a token a byte, from random parameters. 590 s of processor time, so about 5
-minutes on two cores. After 1,200 of the 2,400 steps 87 % of 600 held-out prompts are answered
-exactly right (add 92 %, copy 96 %, count 67 %, reverse 94 %, sort 85 %, yes or no 88 %); by the
-quickstart's model none.
+0.8 million parameters, a token a byte, from random parameters. 590 s of a core's time. After 1,200
+of the 2,400 steps 87 % of 600 held-out prompts are answered exactly right, in the end 99.8 % (count
+99 %, all other kinds 100 %; one run, validation loss 0.0067); by the quickstart's model none.
 """
 
 from gpt_jax import config as config_lib

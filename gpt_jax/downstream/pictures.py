@@ -55,7 +55,8 @@ def shots(found: exact_match.ExactMatch) -> figure.Figure:
   for kind, values in found.by_kind.items():
     ax.plot(found.shots, values, 'o-', ms=4, label=kind)
   ax.errorbar(found.shots, found.exact, found.exact_stderr, color='black', lw=2, label='all')
-  ax.set(ylim=(-0.02, 1.02), xlabel='shots: solved examples shown first', ylabel='exactly right')
+  ax.set(xlabel='shots: solved examples shown first', ylabel='exactly right')
+  ax.set(ylim=(-0.02, 1.02), xticks=found.shots)
   ax.grid(alpha=0.3)
   ax.legend()
   return fig
