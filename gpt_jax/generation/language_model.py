@@ -116,8 +116,8 @@ class LanguageModel:
     self, rows: list[rows_lib.Row], request: options.Request, *, patience: float
   ) -> Iterator[None]:
     """Returns the loop that generates `rows`; raises `UserError` if it doesn't fit the model."""
-    settings, model = request.settings, models.make(self.config)
     self.check_predicts()
+    settings, model = request.settings, models.make(self.config)
     if request.stop and self.tokenizer is None:
       raise errors.UserError('stop', 'the model has no tokenizer, so there is no text to stop at')
     if request.draft is not None:

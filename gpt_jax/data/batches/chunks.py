@@ -13,6 +13,16 @@ from gpt_jax import config, errors
 from gpt_jax.data.batches import batch, conversations, packing, sentences, stream
 
 _OF_TASK = {'classify': 'documents', 'instruct': 'conversations', 'translate': 'pairs'}
+# What a split must have for a row of each kind.
+_NEEDED = {
+  'windows': '{length:,} tokens',
+  'partition': '2 tokens',
+  'packed': '2 tokens of one document',
+  'sentences': 'whole sentences with {data.min_length} to {data.max_length} tokens',
+  'documents': 'a document with a class',
+  'conversations': 'a prompt and its response within `model.block_size`',
+  'pairs': 'a prompt and its response, each within `model.block_size`',
+}
 
 
 def chunk(
@@ -44,12 +54,12 @@ def chunk(
   kind = _OF_TASK.get(task, data.chunks)
   match kind:
     case 'windows':
-      needed, size = f'{length:,} tokens', max(0, total - block_size)
+      size = max(0, total - block_size)
       rows = stretches(
         f'{size:,} windows', size, split.gather, lambda i: (i, np.full(len(i), length))
       )
     case 'partition':
-      needed, size = '2 tokens', max(0, -(-(total - 1) // block_size))
+      size = max(0, -(-(total - 1) // block_size))
       rows = stretches(
         f'{size:,} blocks',
         size,
@@ -57,25 +67,17 @@ def chunk(
         lambda i: (i * block_size, np.minimum(length, total - i * block_size)),
       )
     case 'packed':
-      needed = '2 tokens of one document'
       rows = Packed.documents(split, block_size, row_length, start_id, pad_id)
     case 'documents':
-      needed = 'a document with a class'
       rows = Documents(split, block_size, row_length, pad_id)
     case 'conversations':
-      needed = 'a prompt and its response within `model.block_size`'
       rows = conversations.Conversations(split, block_size, row_length, start_id, pad_id)
     case 'pairs':
-      needed = 'a prompt and its response, each within `model.block_size`'
       rows = conversations.Pairs(split, block_size, start_id, pad_id)
     case _:
-      needed = f'whole sentences with {data.min_length} to {data.max_length} tokens'
-      starts, lengths = sentences.group(data, split, end_ids)
-      pieces = packing.Pieces(starts + 1, lengths - 1, np.zeros(len(starts), bool))
-      rows = Packed(split.tokens, pieces, row_length, None, pad_id)
-      mean = lengths.sum() / max(1, len(starts))
-      rows.summary += f', {len(starts):,} chunks of whole sentences, {mean:.1f} tokens on average'
+      rows = Packed.sentences(data, split, end_ids, row_length, pad_id)
   if not len(rows):
+    needed = _NEEDED[kind].format(length=length, data=data)
     raise errors.UserError(
       'data.chunks',
       f'a row of {kind} needs {needed}, and the text to train or validate on has {total:,} tokens',
@@ -151,6 +153,23 @@ class Packed:
       prefixed = split.tokens.take(documents[:, 0]) != start_id
     pieces = packing.divide(documents, prefixed, block_size)
     return cls(split.tokens, pieces, row_length, start_id, pad_id)
+
+  @classmethod
+  def sentences(
+    cls,
+    data: config.DataConfig,
+    split: stream.Split,
+    end_ids: Sequence[int],
+    row_length: int,
+    pad_id: int,
+  ) -> 'Packed':
+    """Makes the rows of chunks of whole sentences."""
+    starts, lengths = sentences.group(data, split, end_ids)
+    pieces = packing.Pieces(starts + 1, lengths - 1, np.zeros(len(starts), bool))
+    rows = cls(split.tokens, pieces, row_length, None, pad_id)
+    mean = lengths.sum() / max(1, len(starts))
+    rows.summary += f', {len(starts):,} chunks of whole sentences, {mean:.1f} tokens on average'
+    return rows
 
   def __len__(self) -> int:
     return len(self._rows)
