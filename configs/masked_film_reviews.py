@@ -3,8 +3,10 @@
     python -m gpt_jax.train --config=configs/masked_film_reviews.py
     python -m gpt_jax.inspect --model=runs/masked_film_reviews --fill='this film is [MASK] .'
 
-The reviews of configs/film_reviews.py, with the words that occur at least 20 times. Of a whole run
-nothing has been measured yet.
+The reviews of configs/film_reviews.py, with the words that occur at least 20 times. Too short to be
+of use: after 400 steps, about 5 minutes on two cores, 5.7 % of the masked words of the validation
+split are guessed, and the most frequent word is right for 5.0 % (one run). Muon with a peak learning
+rate of 1e-2 was no better after its first 400 of 1,200 steps.
 """
 
 from gpt_jax import config as config_lib
