@@ -5,7 +5,7 @@
 
 The reviews of configs/film_reviews.py, with the words that occur at least 20 times. Too short to be
 of use: after 400 steps, about 5 minutes on two cores, 5.7 % of the masked words of the validation
-split are guessed, and the most frequent word is right for 5.0 % (one run). Muon with a peak learning
+split are guessed; the most frequent word is right for 5.0 % (one run). Muon with a peak learning
 rate of 1e-2 was no better after its first 400 of 1,200 steps.
 """
 
