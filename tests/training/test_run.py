@@ -81,6 +81,7 @@ def test_a_run_resumes_with_its_config_and_what_does_not_change_its_parameters(t
     'train.checkpoint_every': 11,
     'train.keep_checkpoints': 4,
     'train.tensorboard': True,
+    'train.deterministic': True,
     'model.attention': 'xla',
     'model.remat': True,
     'model.remat_keep': 'products',
@@ -96,7 +97,7 @@ def test_a_run_resumes_with_its_config_and_what_does_not_change_its_parameters(t
     key: not value if type(value) is bool else 2 * value + 1 if type(value) is not str else 'word'
     for key, value in others
   }
-  changed |= {'optimizer.schedule': 'linear', 'model.vocab_size': 300}
+  changed |= {'optimizer.schedule': 'linear', 'model.vocab_size': 300, 'model.mask_id': 3}
   assert _refused_keys(path, _config(**changed)) == [
     key for key in map(lambda knob: knob.key, knobs.knobs(_config())) if key in changed
   ]
