@@ -206,7 +206,7 @@ class TrainConfig:
     2, 'Newest checkpoints to keep, besides the one with the best validation loss.', at_least=1
   )
   tensorboard: bool = _knob(False, 'Write TensorBoard files too.')
-  deterministic: bool = _knob(False, 'On GPUs: every run gives the same bits, at some cost.')
+  deterministic: bool = _knob(False, 'On GPUs: ask XLA for the same bits each time, at some cost.')
   max_bad_steps: int = _knob(
     10,
     'Steps in a row without a finite loss and gradient, which change nothing, until the run goes '
