@@ -28,6 +28,7 @@ from tests import raised
 
 _FIXTURES = pathlib.Path(__file__).with_name('weights') / 'fixtures'
 _CATALOGUE = pathlib.Path(__file__).with_name('messages.txt')
+_CONFIGURED = ('train', 'prepare', 'bench', 'scaling')
 _CONFIG = """
 from gpt_jax import config as config_lib
 
@@ -101,7 +102,7 @@ def _write_inputs(folder):
 
 def _run(name, *args):
   """Runs a command as it is typed, in this process, and returns its exit code."""
-  config = ['--config=mine.py'] if name in ('train', 'prepare', 'bench') else []
+  config = ['--config=mine.py'] if name in _CONFIGURED else []
   with mock.patch.object(sys, 'argv', [name, *config, *args]):
     try:
       runpy.run_module(f'gpt_jax.{name}', run_name='__main__')

@@ -49,7 +49,7 @@ def test_a_command_of_the_readme_is_understood(
   monkeypatch.chdir(REPOSITORY)
   command = importlib.import_module(words[0])
   values: flags.FlagValues = command.define_flags()
-  takes_config = words[0] in ('gpt_jax.train', 'gpt_jax.prepare', 'gpt_jax.bench')
+  takes_config = words[0].removeprefix('gpt_jax.') in ('train', 'prepare', 'bench', 'scaling')
   takes_words = words[0] in ('gpt_jax.plot', 'gpt_jax.bench', 'gpt_jax.checkpoints')
   cli.parse(values, words, takes_config=takes_config, takes_words=takes_words)
 

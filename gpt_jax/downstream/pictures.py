@@ -8,14 +8,17 @@ import io
 import json
 import math
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colors, figure
 
 from gpt_jax.evaluation import exact_match
 from gpt_jax.training import metrics
+
+if TYPE_CHECKING:
+  from gpt_jax.training import scaling_law
 
 _BLUE, _ORANGE, _GREY = '#2563b8', '#d9730d', '#8a8f98'
 # Small weights are seen too.
@@ -59,6 +62,41 @@ def shots(found: exact_match.ExactMatch) -> figure.Figure:
   ax.set(ylim=(-0.02, 1.02), xticks=found.shots)
   ax.grid(alpha=0.3)
   ax.legend()
+  return fig
+
+
+def scaling(
+  law: 'scaling_law.Law',
+  runs: 'Sequence[scaling_law.Run]',
+  others: 'Sequence[scaling_law.Run]',
+  sizes: 'Sequence[scaling_law.Size]',
+) -> figure.Figure:
+  """Draws a law over the runs that it was fitted to and `others`; and losses of sizes for budgets.
+
+  The budgets are those of the runs with the most tokens.
+  """
+  fig = figure.Figure(figsize=(11, 4.5), layout='constrained')
+  left, right = fig.subplots(1, 2, sharey=True)
+  most = max(run.tokens for run in runs)
+  tokens = np.geomspace(min(run.tokens for run in runs), most)
+  for size in dict.fromkeys(run.size for run in (*runs, *others)):
+    shown = [run for run in (*runs, *others) if run.size == size]
+    style, mark = ('--', '*') if shown[0] in others else ('-', 'o')
+    (line,) = left.plot(tokens, law.loss(size.params, tokens), style)
+    color, label = line.get_color(), f'{size.width}, {size.params:,}'
+    xy = [run.tokens for run in shown], [run.loss for run in shown]
+    left.plot(*xy, mark, ms=12 if mark == '*' else 5, color=color, label=label)
+    flops = size.flops * most
+    losses = [law.loss(each.params, flops / each.flops) for each in sizes]
+    right.plot([each.params for each in sizes], losses, style, color=color, label=f'{flops:.1e}')
+    best = law.best(sizes, flops)
+    right.plot(best.size.params, best.loss, 'v', color=color)
+  left.set(xscale='log', xlabel='tokens', ylabel='validation loss (nats per token)')
+  right.set(xscale='log', xlabel='parameters', ylim=left.get_ylim())
+  left.legend(title='width, parameters (★ not fitted)')
+  right.legend(title='FLOPs (▼ the best size for them)')
+  for ax in (left, right):
+    ax.grid(alpha=0.3)
   return fig
 
 
