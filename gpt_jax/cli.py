@@ -18,6 +18,7 @@ from gpt_jax import cpu_memory, errors, knobs, shutdown, streams, validation
 
 FINISHED, USER_ERROR, STOPPED = 0, 2, 75
 _KILLED_BY_SIGINT = 130
+_CONFIGS = pathlib.Path(__file__).with_name('configs')  # in a checkout, a link to those beside
 _MESH = ('data', 'fsdp', 'tensor')
 
 # Of the flag of commands that load a model.
@@ -136,19 +137,32 @@ def parse(
   if not takes_config:
     errors.raise_all(found)
     return (flag_values, *last)
-  path = pathlib.Path(flag_values.config or '')
-  if not path.is_file():
-    files = ', '.join(sorted(map(str, pathlib.Path('configs').glob('*.py'))))
-    problem = 'is no file' if path.exists() else 'no such file'
-    problem = problem if flag_values.config else 'must be given'
-    key = f'--config={flag_values.config or "FILE.py"}'
-    fix = f'files in configs: {files}' if files else 'such as configs/quickstart.py of gpt_jax'
-    raise errors.UserError(key, problem, fix)
+  path = _config_file(flag_values.config or '')
   values = {key: flag_values[f'config.{key}'].value for key in validation.TYPES}
   given = {key: str(value) for key, value in values.items() if value is not None}
   config, more = validation.override(validation.load(path), given)
   errors.raise_all(found + more + validation.problems(config))
   return (flag_values, config, *last)
+
+
+def _config_file(given: str) -> pathlib.Path:
+  """Returns the file that --config names: a path, or the name of one of gpt_jax."""
+  path, names = pathlib.Path(given), _config_names()
+  if path.is_file():
+    return path
+  if given in names:
+    return _CONFIGS / f'{given}.py'
+  problem = 'is no file' if path.exists() else 'no such file'
+  here = ', '.join(sorted(map(str, pathlib.Path('configs').glob('*.py'))))
+  near = knobs.suggestion(given, names) if given else ''
+  fix = near or (f'files in configs: {here}' if here else 'such as quickstart, of gpt_jax')
+  raise errors.UserError(
+    f'--config={given or "FILE.py"}', problem if given else 'must be given', fix
+  )
+
+
+def _config_names() -> list[str]:
+  return sorted(path.stem for path in _CONFIGS.glob('*.py'))
 
 
 def define_mesh(flag_values: flags.FlagValues) -> None:
@@ -200,10 +214,10 @@ def help_text(flag_values: flags.FlagValues, *, doc: str, takes_config: bool) ->
   """Returns what --help prints: `doc`, the flags, and every config key with its default."""
   lines = [doc.strip(), '', 'Flags:']
   if takes_config:
-    lines += _entry('--config', 'Config file, for example configs/quickstart.py.')
+    lines += _entry('--config', f'Config file, or one of gpt_jax: {", ".join(_config_names())}.')
   for name in sorted(flag_values):
     flag = flag_values[name]
-    default = '' if flag.default in (None, '') else f' (default: {flag.default})'
+    default = '' if flag.default in (None, '', []) else f' (default: {flag.default})'
     lines += _entry(f'--{name}', f'{flag.help}{default}')
   if takes_config:
     lines += [

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 
 import jax
@@ -37,6 +38,8 @@ def check(key: str, what: str, size: float) -> None:
 def device_memory() -> float:
   """Returns the bytes that a device has; those made of the CPU share its memory."""
   device = jax.local_devices()[0]
-  host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-  shared = host / jax.local_device_count() if device.platform == 'cpu' else float('inf')
+  shared = float('inf')
+  if device.platform == 'cpu' and sys.platform != 'win32':
+    host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    shared = host / jax.local_device_count()
   return (device.memory_stats() or {}).get('bytes_limit') or shared

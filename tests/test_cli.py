@@ -26,6 +26,7 @@ from gpt_jax import (
   search,
   show_tokens,
   train,
+  validation,
 )
 from gpt_jax import config as config_lib
 from gpt_jax.parallel import mesh
@@ -179,6 +180,22 @@ def test_missing_config_files_are_named_beside_those_that_exist(tmp_path, monkey
   for args in ([], ['--config=configs/two.py'], ['--config=configs']):
     error = raised.user_error(cli.parse, train.define_flags(), ['train', *args], takes_config=True)
     assert error.key.startswith('--config=') and 'configs/one.py' in error.fix
+
+
+def test_a_config_of_gpt_jax_is_found_by_its_name_and_one_here_comes_first(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+
+  def parse():
+    return cli.parse(train.define_flags(), ['', '--config=quickstart'], takes_config=True)[1]
+
+  found = parse()
+  assert found == validation.load(pathlib.Path(__file__).parents[1] / 'configs' / 'quickstart.py')
+  error = raised.user_error(
+    cli.parse, train.define_flags(), ['', '--config=qickstart'], takes_config=True
+  )
+  assert 'quickstart' in error.fix
+  (tmp_path / 'quickstart').write_text(_CONFIG)
+  assert parse() != found
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What is imported, and what never is."""
 
+import ast
 import os
 import pathlib
 import subprocess
@@ -95,6 +96,14 @@ def test_no_command_imports_torch_or_tensorflow(tmp_path):
   out = _run(_WATCH + _PREPARE_TRAIN_AND_SAMPLE, tmp_path, TFDS_DATA_DIR=str(_TFDS))
   assert 'ALL RAN' in out and 'tfds:tiny_shakespeare: ' in out and 'IMPORTED' not in out
   assert list((tmp_path / 'run' / 'tensorboard').iterdir())
+
+
+def test_no_module_imports_what_windows_lacks_when_it_is_imported():
+  posix = {'fcntl', 'grp', 'pwd', 'readline', 'resource', 'termios', 'tty'}
+  for path in pathlib.Path(gpt_jax.__file__).parent.rglob('*.py'):
+    for node in ast.parse(path.read_text('utf-8')).body:
+      names = [alias.name for alias in getattr(node, 'names', [])] + [getattr(node, 'module', '')]
+      assert not posix & set(names), f'{path}: line {node.lineno}'
 
 
 def test_no_other_command_shadows_a_module_of_the_standard_library():

@@ -1,7 +1,6 @@
 """Measures training steps, taken as `training.loop` takes them, on random tokens."""
 
 import functools
-import resource
 import sys
 import time
 import types
@@ -39,6 +38,8 @@ def measure(config: config_lib.Config, options: options_lib.Options) -> list[fig
   )
   memory = program.train_step.memory_analysis()
   in_step = mesh_lib.per_device_bytes((program.state, program.batch)) + memory.temp_size_in_bytes
+  import resource  # POSIX alone has it
+
   unit = 1 if sys.platform == 'darwin' else 1024
   resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
   found = [

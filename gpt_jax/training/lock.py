@@ -2,10 +2,10 @@
 
 import contextlib
 import datetime
-import fcntl
 import os
 import pathlib
 import socket
+import sys
 from collections.abc import Iterator
 from typing import IO
 
@@ -46,12 +46,18 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _lock(folder: pathlib.Path) -> IO[str]:
-  """Returns a locked file that says who has it; the kernel frees it, however the process ends."""
+  """Returns a locked file that says who has it; the kernel frees it, however the process ends.
+
+  Windows has no such lock: there it keeps nobody out.
+  """
   path = folder / _NAME
   while True:
     file = path.open('a+', encoding='utf-8')
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if sys.platform != 'win32':
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
       file.seek(0)
       problem = f'{folder} is in use by {file.read() or "another training"}'
