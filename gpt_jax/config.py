@@ -205,6 +205,15 @@ class TrainConfig:
   keep_checkpoints: int = _knob(
     2, 'Newest checkpoints to keep, besides the one with the best validation loss.', at_least=1
   )
+  max_minutes: float = _knob(
+    0.0,
+    'Minutes after which the process saves and stops, as by SIGTERM; the same command goes on. '
+    '0: none.',
+    at_least=0,
+  )
+  patience: int = _knob(
+    0, 'Evaluations in a row without a lower validation loss that end the run; 0: any.', at_least=0
+  )
   tensorboard: bool = _knob(False, 'Write TensorBoard files too.')
   deterministic: bool = _knob(False, 'On GPUs: ask XLA for the same bits each time, at some cost.')
   max_bad_steps: int = _knob(

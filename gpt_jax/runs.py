@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Keys that are derived from others, or that say where a run is computed and how often it reports.
 _NOISE = re.compile(
   r'processes\..*|data\.(cache_dir|processes|verify)|model\.(vocab_size|attention|classes)'
-  r'|train\.(.*_every|keep_checkpoints|tensorboard)'
+  r'|train\.(.*_every|keep_checkpoints|tensorboard|max_minutes)'
 )
 _HEAD = ('run', 'step', 'of', 'best val', 'at', 'MB', 'age', 'state')
 
@@ -64,8 +64,7 @@ def main(values: flags.FlagValues) -> None:
 def _state(run: 'overview.Overview') -> str:
   if run.step is None:
     return 'no checkpoint'
-  evaluated = any('val/loss' in line and line['step'] == run.step for line in run.lines)
-  return 'finished' if run.step == run.config.train.steps and evaluated else 'unfinished'
+  return 'finished' if run.is_finished else 'unfinished'
 
 
 def _size_and_age(path: pathlib.Path) -> tuple[str, str]:

@@ -34,6 +34,7 @@ class Guard:
     self.requested = False
     self._since = 0.0  # when this process was signalled: another may have been before
     self._previous: dict[int, Any] = {}
+    self._timer: threading.Timer | None = None
 
   def __enter__(self) -> Self:
     for number in _SIGNALS:
@@ -43,8 +44,22 @@ class Guard:
 
   def __exit__(self, *_: object) -> None:
     _guards.remove(self)
+    if self._timer:
+      self._timer.cancel()
     for number, handler in self._previous.items():
       signal.signal(number, handler)
+
+  def stop_after(self, minutes: float) -> None:
+    """Requests a stop in `minutes`, unless they are 0."""
+
+    def request() -> None:
+      self.requested = True
+      print(f'\n{minutes:g} minutes are over: saving and stopping', file=sys.stderr, flush=True)
+
+    if minutes:
+      self._timer = threading.Timer(60 * minutes, request)
+      self._timer.daemon = True
+      self._timer.start()
 
   def _handle(self, number: int, _: types.FrameType | None) -> None:
     # In a command a thread takes it too, perhaps later: what runs next must know already.

@@ -40,6 +40,7 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
   """
   validation.validate(config)
   with shutdown.Guard() as guard:
+    guard.stop_after(config.train.max_minutes)
     _train(config, workdir, guard)
 
 

@@ -4,6 +4,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -38,6 +39,18 @@ def test_a_later_signal_stops_at_once(guard, monkeypatch):
   monkeypatch.setattr(shutdown, '_ECHO_SECONDS', -1)
   with pytest.raises(KeyboardInterrupt):
     signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_guard_requests_a_stop_after_its_minutes_and_not_when_it_has_ended(guard, capsys):
+  with shutdown.Guard() as other:
+    other.stop_after(0)
+    other.stop_after(1e-3)
+  guard.stop_after(1e-3)
+  deadline = time.monotonic() + 60
+  while not guard.requested and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert guard.requested and not other.requested
+  assert '0.001 minutes' in capsys.readouterr().err
 
 
 def test_the_previous_handlers_return():

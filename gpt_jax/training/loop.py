@@ -157,8 +157,9 @@ class Loop:
     one_at_a_time = mesh_lib.one_step_at_a_time()
     try:
       # A new run begins with an evaluation; one that was stopped in an evaluation repeats it.
-      if self._is_due(step, train.eval_every) and not self._log.has(step, 'val/loss'):
-        self._evaluate_and_save(state, step)
+      is_next = self._is_due(step, train.eval_every) and not self._log.has(step, 'val/loss')
+      if is_next and self._evaluate_and_save(state, step):
+        return
       self._since, self._tokens = time.monotonic(), 0
       offset = self._recovery.offset
       rows, numbers = self._data.train.train_rows, range(step + offset, train.steps + offset)
@@ -175,7 +176,8 @@ class Loop:
         if self._is_due(step, train.eval_every) or self._is_due(step, train.checkpoint_every):
           self._read(pending)
           pending = None
-          self._evaluate_and_save(state, step)
+          if self._evaluate_and_save(state, step):
+            return
     except errors.Stopped:
       self._read(pending)
       if step != self._saved:
@@ -188,18 +190,22 @@ class Loop:
   def _is_due(self, step: int, every: int) -> bool:
     return step == self._train.steps or step % every == 0
 
-  def _evaluate_and_save(self, state: step_lib.TrainState, step: int) -> None:
-    """Evaluates, saves and draws if it is time to; the metrics of `step` have been read."""
+  def _evaluate_and_save(self, state: step_lib.TrainState, step: int) -> bool:
+    """Evaluates, saves and draws if it is time to; the metrics of `step` have been read.
+
+    Returns whether the run is at its end.
+    """
     began = time.monotonic()
     score, best = None, False
     if self._is_due(step, self._train.eval_every):
       score, best = self._evaluate(state, step)
-    is_due = step and self._is_due(step, self._train.checkpoint_every)
-    if self._recovery.in_a_row and step < self._train.steps:
+    is_end = metrics_lib.is_finished(self._log.lines, step, self._train)
+    is_due = is_end or (step and self._is_due(step, self._train.checkpoint_every))
+    if self._recovery.in_a_row and not is_end:
       is_due = False  # nothing has changed, and an earlier one may be what to go back to
     if step == self._saved or best or is_due:
       self._save(state, step, score)
-    is_stale = step == self._train.steps or began - self._drawn > _REDRAW
+    is_stale = is_end or began - self._drawn > _REDRAW
     if step and score is not None and is_stale and processes.is_primary():
       try:
         plot.draw(self._log.lines, self._run.plot, title=self._run.path.name)
@@ -207,6 +213,7 @@ class Loop:
         self._console.say(f'warning: {self._run.plot} cannot be written ({e.strerror})')
       self._drawn = time.monotonic()
     self._since += time.monotonic() - began
+    return is_end
 
   def _save(self, state: step_lib.TrainState, step: int, score: float | None) -> None:
     state = step_lib.swap_average(self._program.config.model, state)

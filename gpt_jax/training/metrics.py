@@ -7,9 +7,10 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gpt_jax import atomic, errors
+from gpt_jax import config as config_lib
 from gpt_jax.training import event_file
 
 Line = dict[str, float]
@@ -69,6 +70,19 @@ def best(lines: Iterable[Line]) -> tuple[int, float] | None:
   pairs = ((int(line['step']), score(line)) for line in lines if 'val/loss' in line)
   trained = [(step, loss) for step, loss in pairs if step and math.isfinite(loss)]
   return min(trained, key=lambda pair: pair[1], default=None)
+
+
+def is_finished(lines: Sequence[Line], step: int | None, train: config_lib.TrainConfig) -> bool:
+  """Returns whether a run that is saved at `step` is at its end: it has been evaluated there.
+
+  The end is the last step, or an earlier one with no lower loss in `train.patience` evaluations.
+  """
+  steps = [line['step'] for line in lines if 'val/loss' in line]
+  if step not in steps:
+    return False
+  found = best(line for line in lines if line['step'] <= step)
+  since = sum(found[0] < each <= step for each in steps) if found else 0
+  return step == train.steps or 0 < train.patience <= since
 
 
 class MetricsLog:

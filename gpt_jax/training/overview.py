@@ -20,6 +20,10 @@ class Overview(NamedTuple):
   tokenizer: dict[str, object]  # as it is saved
 
   @property
+  def is_finished(self) -> bool:
+    return metrics.is_finished(self.lines, self.step, self.config.train)
+
+  @property
   def best(self) -> tuple[str, str]:
     """The best validation loss or accuracy, and its step; empty if none was measured."""
     if not (found := metrics.best(self.lines)):

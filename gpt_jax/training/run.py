@@ -23,7 +23,7 @@ from gpt_jax.weights import manifest, run_dir
 # parameters (except for the order of float32 sums, which mesh and gradient_accumulation change).
 _FREE = re.compile(
   r'(mesh|processes)\..*|model\.(attention|remat|remat_keep)|data\.(cache_dir|processes|verify)'
-  r'|train\.(gradient_accumulation|deterministic|.*_every|eval_batches|keep_checkpoints|tensorboard)'
+  r'|train\.(gradient_accumulation|deterministic|.*_every|eval_batches|keep_checkpoints|tensorboard|max_minutes|patience)'
 )
 # Keys that processes of one run may have values of their own for.
 _OWN = re.compile(r'processes\.|data\.(cache_dir|processes)')
@@ -108,9 +108,8 @@ class Run(run_dir.RunDir):
         yield errors.UserError(key, problem, fix)
 
   def is_finished(self, config: config_lib.Config) -> bool:
-    """Returns whether all steps are taken and the last is evaluated."""
-    steps, _ = metrics_lib.column(metrics_lib.read(self.metrics), 'val/loss')
-    return self.step == config.train.steps and self.step in steps
+    """As `metrics.is_finished`, at the newest checkpoint."""
+    return metrics_lib.is_finished(metrics_lib.read(self.metrics), self.step, config.train)
 
   def start(self, config: config_lib.Config, data: loader.Data) -> None:
     """Writes what describes the run: its resolved config, its tokenizer, hashes of its text.

@@ -148,6 +148,39 @@ def test_the_best_step_is_the_same_in_all_reports(config, tmp_path, monkeypatch,
   assert marked == finished == str(saved_model.open_model(tmp_path / 'run').step) == '3'
 
 
+def test_a_run_without_a_lower_loss_for_its_patience_ends_and_may_go_on(
+  config, unbroken, tmp_path, monkeypatch
+):
+  losses = iter([9.0, 2.0, 1.0, 3.0, 2.0])
+  patient = runs.change(config, train__eval_every=1, train__eval_batches=1, train__patience=2)
+  path = tmp_path / 'run'
+  with monkeypatch.context() as patch:
+    _replace(patch, 'eval_step', lambda _: lambda *_: _sums(next(losses)))
+    _run_until(('evaluation', 4), patient, path)  # stopped in its last evaluation
+    runs.run(patient, path)
+  assert list(runs.val_losses(path)) == [0, 1, 2, 3, 4]
+  assert saved_model.open_model(path).step == 2 and run_lib.Run(path).step == 4
+  before = runs.files(path)
+  runs.run(patient, path)
+  assert runs.files(path) == before
+  runs.run(runs.change(config, train__eval_every=1, train__patience=4), path)
+  runs.assert_trees_equal(runs.saved_state(path), runs.saved_state(unbroken))
+
+
+def test_a_run_stops_after_its_minutes_and_goes_on(config, unbroken, tmp_path, monkeypatch):
+  path = tmp_path / 'run'
+  with monkeypatch.context() as patch:
+    guards = []
+    patch.setattr(
+      shutdown.Guard, 'stop_after', lambda guard, minutes: guards.append((guard, minutes))
+    )
+    runs.at_step(patch, 2, lambda: setattr(guards[0][0], 'requested', True))
+    with pytest.raises(errors.Stopped):
+      runs.run(runs.change(config, train__max_minutes=7.0), path)
+    assert guards[0][1] == 7.0
+  runs.assert_same(runs.run(config, path), unbroken)
+
+
 def test_a_finished_run_can_be_extended(config, unbroken, tmp_path):
   path = runs.run(runs.change(config, train__steps=3), tmp_path / 'run')
   assert max(runs.val_losses(path)) == 3

@@ -80,6 +80,8 @@ def test_a_run_resumes_with_its_config_and_what_does_not_change_its_parameters(t
     'train.eval_batches': 9,
     'train.checkpoint_every': 11,
     'train.keep_checkpoints': 4,
+    'train.max_minutes': 5.0,
+    'train.patience': 3,
     'train.tensorboard': True,
     'train.deterministic': True,
     'model.attention': 'xla',
