@@ -1,13 +1,11 @@
 """Fine-tuning of GPT-2 on tiny Shakespeare: nanoGPT's config/finetune_shakespeare.py.
 
-    pip install huggingface_hub
-    hf download openai-community/gpt2 config.json model.safetensors merges.txt vocab.json \\
-      --local-dir=weights/gpt2
+    pip install 'gpt_jax[hub]'
     python -m gpt_jax.train --config=configs/finetune_shakespeare.py
 
 As in nanoGPT: 20 steps of 32,768 tokens in 32 micro-batches (two epochs), a constant learning rate
 of 3e-5, the first 90 % of the text for training. Unlike here, nanoGPT starts from gpt2-xl (to do
-the same, download openai-community/gpt2-xl and give the sizes of configs/gpt2_xl.py), evaluates on
+the same, give --config.init_from=gpt2-xl and the sizes of configs/gpt2_xl.py), evaluates on
 40 random windows instead of 32 spread over the last 10 %, and saves the last step only if it is the
 best.
 
@@ -68,5 +66,5 @@ def get_config() -> config_lib.Config:
       b2=0.95,
       clip=1.0,
     ),
-    init_from='weights/gpt2',
+    init_from='gpt2',
   )

@@ -21,7 +21,10 @@ _KILLED_BY_SIGINT = 130
 _CONFIGS = pathlib.Path(__file__).with_name('configs')  # in a checkout, a link to those beside
 _MESH = ('data', 'fsdp', 'tensor')
 
-# Of the flag of commands that load a model.
+# Of the flags of commands that load a model.
+MODEL = (
+  "A run's workdir or checkpoint, a directory of Hugging Face or OpenAI, gpt2 or hf:OWNER/NAME."
+)
 DTYPE = 'Type of the weights: auto, float32, bfloat16 or int8; smaller ones are faster.'
 
 

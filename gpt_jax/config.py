@@ -323,8 +323,9 @@ class Config:
   )
   init_from: str = _knob(
     '',
-    'Model to start from: a workdir, one checkpoint in it, or a model directory of Hugging Face or '
-    'OpenAI; empty: random parameters. The context may be shorter than the original.',
+    'Model to start from: a workdir, one checkpoint in it, a model directory of Hugging Face or '
+    'OpenAI, or a name such as gpt2; empty: random parameters. The context may be shorter than the '
+    'original.',
   )
 
   @property

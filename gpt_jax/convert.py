@@ -13,8 +13,7 @@ from gpt_jax import cli, errors
 
 def define_flags() -> flags.FlagValues:
   values = flags.FlagValues()
-  model = "A run's workdir, one checkpoint in it, or a directory of Hugging Face or OpenAI."
-  flags.DEFINE_string('model', None, model, flag_values=values)
+  flags.DEFINE_string('model', None, cli.MODEL, flag_values=values)
   flags.DEFINE_string('output', None, 'The directory to write; must be new.', flag_values=values)
   return values
 

@@ -31,7 +31,7 @@ def define_flags() -> flags.FlagValues:
   values, data = flags.FlagValues(), config.DataConfig()
   string = functools.partial(flags.DEFINE_string, flag_values=values)
   integer = functools.partial(flags.DEFINE_integer, flag_values=values)
-  string('model', None, "A run's workdir or checkpoint, or a directory of Hugging Face or OpenAI.")
+  string('model', None, cli.MODEL)
   doc = 'text:FILE etc., a token store, hellaswag:FILE.jsonl, lambada:FILE.jsonl, '
   doc += 'examples:FILE.jsonl, examples:builtin:instructions or run:test.'
   string('data', None, doc)

@@ -35,7 +35,7 @@ _VISIBLE = str.maketrans({' ': '·', '\n': '↵', '\t': '→'})
 def define_flags() -> flags.FlagValues:
   values = flags.FlagValues()
   string = functools.partial(flags.DEFINE_string, flag_values=values)
-  string('model', None, "A run's workdir, one checkpoint in it, or a model directory.")
+  string('model', None, cli.MODEL)
   string('prompt', '', 'The text to look at.')
   string('fill', '', 'A text with [MASK] in it: print the likeliest tokens there.')
   names = ', '.join(_OF_MODEL + _ALONE)

@@ -30,7 +30,7 @@ def define_flags() -> flags.FlagValues:
   values = flags.FlagValues()
   string = functools.partial(flags.DEFINE_string, flag_values=values)
   boolean = functools.partial(flags.DEFINE_boolean, flag_values=values)
-  string('model', None, "A run's workdir, one checkpoint in it, or a model directory.")
+  string('model', None, cli.MODEL)
   string('prompt', '', 'The prompt; empty: the start of a text.')
   string('prompts', None, 'A file with a prompt on each line, or - for standard input.')
   boolean('interactive', False, 'Read prompts as they are typed.')

@@ -27,7 +27,7 @@ _POOLINGS = ('centered', 'mean', 'half_whitened', 'whitened', 'last')  # best fi
 def define_flags() -> flags.FlagValues:
   values, data = flags.FlagValues(), config.DataConfig()
   string = functools.partial(flags.DEFINE_string, flag_values=values)
-  string('model', None, "A run's workdir or checkpoint, or a directory of Hugging Face or OpenAI.")
+  string('model', None, cli.MODEL)
   string('corpus', None, 'Where to search: text:GLOB, jsonl:GLOB, parquet:GLOB or tfds:NAME.')
   flags.DEFINE_multi_string('query', None, '', flag_values=values)
   values['query'].help = 'What to search for; may be repeated.'  # absl would add words of its own

@@ -24,6 +24,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 # A shell starts background jobs with SIGINT ignored, and their children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Models are found in the cache that a test makes, or not at all.
+os.environ['HF_HUB_OFFLINE'] = '1'
 # Tests must not fill the user's compilation cache.
 os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
 _given = os.environ.get('XLA_FLAGS', '')

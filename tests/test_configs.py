@@ -14,6 +14,7 @@ import pytest
 from gpt_jax import knobs, models, validation
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import program as program_lib
+from gpt_jax.weights import hub
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 FILES = {path.stem: path for path in sorted(_FOLDER.glob('*.py'))}
@@ -48,7 +49,7 @@ def test_a_config_survives_json_and_gives_its_command(name):
   assert f'python -m gpt_jax.train --config=configs/{name}.py\n' in doc
   if config.init_from:  # a model that another config trains, or that can be downloaded
     trained = config.init_from.removeprefix('runs/') in FILES
-    assert trained or f'--local-dir={config.init_from}\n' in doc
+    assert trained or config.init_from in hub.PUBLISHED
 
 
 @pytest.mark.parametrize(

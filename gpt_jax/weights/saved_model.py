@@ -16,7 +16,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import errors, json_files, models
 from gpt_jax.data import tokenizers
 from gpt_jax.models import lora
-from gpt_jax.weights import manifest, run_dir
+from gpt_jax.weights import hub, manifest, run_dir
 from gpt_jax.weights import tensors as tensors_lib
 
 # What weights decide, and a config that starts from them must agree with.
@@ -62,11 +62,12 @@ def open_model(path: str | os.PathLike[str]) -> SavedModel:
 
   `path` is a run's workdir, which gives the checkpoint with the best validation loss (the newest if
   none was measured), one checkpoint in it (WORKDIR/checkpoints/STEP), a directory of Hugging Face
-  (config.json, model.safetensors) or one of OpenAI (hparams.json, model.ckpt).
+  (config.json, model.safetensors), one of OpenAI (hparams.json, model.ckpt) or what is no path but
+  a name as of `hub.download`, such as gpt2.
   """
   if not isinstance(path, str | os.PathLike) or '\0' in str(path):
     raise errors.UserError('path', f'{path!r} must be the path of a model')
-  path = pathlib.Path(path)
+  path = hub.download(os.fspath(path)) or pathlib.Path(path)
   has_config = os.path.isfile(path / 'config.json')
   values = json_files.read(path / 'config.json') if has_config else {}
   if 'model_type' in values:
@@ -106,10 +107,7 @@ def _open_run(path: pathlib.Path) -> SavedModel:
     if runs := sorted(str(file.parent) for file in pathlib.Path('runs').glob('*/config.json')):
       fix += f' (runs here: {", ".join(runs)})'
     if not os.path.exists(path):
-      fix += (
-        '; to download GPT-2: pip install huggingface_hub; hf download openai-community/gpt2 '
-        f'config.json model.safetensors merges.txt vocab.json --local-dir={path}'
-      )
+      fix += f'; {", ".join(hub.PUBLISHED)} and hf:OWNER/NAME are downloaded'
     raise errors.UserError(str(path), 'is not a model', fix)
   config, tokenizer = run.read_config(), run.read_tokenizer()
   model = config.model
