@@ -33,6 +33,38 @@ def test_the_model_is_exported_with_its_tokenizer_and_its_size_is_printed(run, t
   saved.assert_equal(after.load(abstract), before.load(abstract))
 
 
+def test_what_is_pushed_has_a_card_with_the_config_and_the_best_loss(
+  run, tmp_path, monkeypatch, capsys
+):
+  sent = []
+
+  class Api:
+    def create_repo(self, name, exist_ok):
+      sent.append(name)
+
+    def upload_folder(self, repo_id, folder_path):
+      sent.append((repo_id, {path.name: path.read_bytes() for path in folder_path.iterdir()}))
+
+  (run / 'metrics.jsonl').write_text('{"step": 1, "val/loss": 1.25}\n')
+  (run / 'loss.png').write_bytes(b'curve')
+  monkeypatch.setattr('huggingface_hub.HfApi', Api)
+  _convert(f'--model={run}', f'--output={tmp_path / "mine"}', '--push=me/mine')
+  assert 'huggingface.co/me/mine' in capsys.readouterr().out
+  name, (again, files) = sent
+  assert name == again == 'me/mine' and 'model.safetensors' in files
+  assert files['loss.png'] == b'curve'
+  card = files['README.md'].decode()
+  assert card.startswith('---\n') and '1.2500, at step 1' in card and "load('hf:me/mine')" in card
+  assert f'"model.n_embd": {saved.MODEL.n_embd}' in card
+
+
+def test_a_push_that_the_hub_refuses_is_a_user_error(run, tmp_path):
+  error = raised.user_error(
+    _convert, f'--model={run}', f'--output={tmp_path / "mine"}', '--push=me/mine'
+  )
+  assert error.key == 'me/mine' and 'cannot be uploaded' in error.problem
+
+
 def test_an_output_that_exists_or_cannot_be_written_is_refused(run, tmp_path):
   folder, file = tmp_path / 'folder', tmp_path / 'file'
   folder.mkdir()
