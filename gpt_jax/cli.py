@@ -19,6 +19,8 @@ from gpt_jax import cpu_memory, errors, knobs, shutdown, streams, validation
 FINISHED, USER_ERROR, STOPPED = 0, 2, 75
 _KILLED_BY_SIGINT = 130
 _CONFIGS = pathlib.Path(__file__).with_name('configs')  # in a checkout, a link to those beside
+# Of a config, in the order of --help; '' has what is in none.
+_SECTIONS = ('', 'model', 'data', 'train', 'optimizer', 'mesh', 'processes')
 _MESH = ('data', 'fsdp', 'tensor')
 
 # Of the flags of commands that load a model.
@@ -34,6 +36,7 @@ def run(
   *,
   doc: str,
   takes_config: bool = False,
+  sections: tuple[str, ...] = _SECTIONS,
   takes_words: bool = False,
   reports: bool = False,
   aliases: Mapping[str, str] | None = None,
@@ -41,8 +44,9 @@ def run(
   """Parses the command line, runs `main` with `flag_values` and exits; `doc` is for --help.
 
   A command that `takes_config` has `--config=FILE.py` and overrides such as `--config.a.b=v`, and
-  gets the config too; one that `takes_words` gets a list of the arguments that are no flags.
-  Standard output of one that `reports` only tells of its work, which goes on if nobody reads it.
+  gets the config too, of which it uses `sections`; one that `takes_words` gets a list of the
+  arguments that are no flags. Standard output of one that `reports` is only about its work, which
+  goes on if nobody reads it.
   `aliases` are config keys or arguments -> the flags that stand for them.
   """
   # Libraries report their progress through absl's logger; a command speaks for itself.
@@ -51,7 +55,7 @@ def run(
   with shutdown.ends_command():
     try:
       if {'-h', '--help', '-help', '--helpfull'} & set(sys.argv[1:]):
-        print(help_text(flag_values, doc=doc, takes_config=takes_config))
+        print(help_text(flag_values, doc=doc, sections=sections if takes_config else None))
       else:
         cpu_memory.keep()
         main(*parse(flag_values, sys.argv, takes_config=takes_config, takes_words=takes_words))
@@ -213,25 +217,35 @@ def _unexpected(arg: str, names: list[str]) -> errors.UserError:
   return errors.UserError(arg, 'no such flag', near or 'see --help')
 
 
-def help_text(flag_values: flags.FlagValues, *, doc: str, takes_config: bool) -> str:
-  """Returns what --help prints: `doc`, the flags, and every config key with its default."""
+def help_text(flag_values: flags.FlagValues, *, doc: str, sections: tuple[str, ...] | None) -> str:
+  """Returns what --help prints: `doc`, the flags, and the config keys of these sections.
+
+  None is for a command without a config.
+  """
   lines = [doc.strip(), '', 'Flags:']
-  if takes_config:
+  if sections is not None:
     lines += _entry('--config', f'Config file, or one of gpt_jax: {", ".join(_config_names())}.')
   for name in sorted(flag_values):
     flag = flag_values[name]
     default = '' if flag.default in (None, '', []) else f' (default: {flag.default})'
     lines += _entry(f'--{name}', f'{flag.help}{default}')
-  if takes_config:
+  if sections:
     lines += [
       '',
-      'Config keys, as --config.KEY=VALUE (defaults; a config file has its own values):',
+      'Config keys, as --config.KEY=VALUE (defaults; a config file has its own values).',
     ]
-    for knob in knobs.knobs(config_lib.Config()):
-      choices = knob.field.metadata['choices']
-      allowed = f' One of {", ".join(choices)}.' if choices else ''
-      default = f' (default: {knob.value})' if knob.value != '' else ''
-      lines += _entry(knob.key, f'{knob.field.metadata["doc"]}{allowed}{default}')
+  elif sections is not None:
+    lines += ['', 'Config keys, as --config.KEY=VALUE, are those of gpt_jax.train.']
+  every, config = list(knobs.knobs(config_lib.Config())), config_lib.Config()
+  for section in sections or ():
+    doc = (getattr(config, section) if section else config).__doc__ or ''
+    lines += ['', f'{section or "config"}: {doc.partition(chr(10))[0]}']
+    for knob in every:
+      if knob.key.rpartition('.')[0] == section:
+        choices = knob.field.metadata['choices']
+        allowed = f' One of {", ".join(choices)}.' if choices else ''
+        default = f' (default: {knob.value})' if knob.value != '' else ''
+        lines += _entry(knob.key, f'{knob.field.metadata["doc"]}{allowed}{default}')
   return '\n'.join(lines)
 
 

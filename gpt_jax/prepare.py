@@ -47,4 +47,4 @@ def main(flag_values: flags.FlagValues, config: config_lib.Config) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, takes_config=True, reports=True)
+  cli.run(main, define_flags(), doc=__doc__, takes_config=True, sections=('data',), reports=True)

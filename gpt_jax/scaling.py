@@ -176,4 +176,4 @@ def _size(model: config_lib.ModelConfig) -> 'scaling_law.Size':
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, takes_config=True, reports=True)
+  cli.run(main, define_flags(), doc=__doc__, takes_config=True, sections=(), reports=True)

@@ -4,6 +4,9 @@ Prints what it will do, trains, and leaves checkpoints, metrics.jsonl and loss.p
 The same command again resumes. Exit codes: 0 finished, 2 user error, 75 stopped early with its
 state saved (SIGTERM or Ctrl-C; during a compilation, when it ends), 130 or 143 at once, by a second
 one. The run goes on if nobody reads its output any more.
+
+  python -m gpt_jax.train --config=quickstart --config.model.n_layer=6
+  python -m gpt_jax.train --config=quickstart --workdir=runs/mine --config.data.source='text:*.txt'
 """
 
 import os
