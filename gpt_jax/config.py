@@ -215,6 +215,9 @@ class TrainConfig:
     0, 'Evaluations in a row without a lower validation loss that end the run; 0: any.', at_least=0
   )
   tensorboard: bool = _knob(False, 'Write TensorBoard files too.')
+  trackers: str = _knob(
+    '', 'Trackers to send metrics to: some of wandb, trackio, mlflow, separated by spaces.'
+  )
   deterministic: bool = _knob(False, 'On GPUs: ask XLA for the same bits each time, at some cost.')
   max_bad_steps: int = _knob(
     10,

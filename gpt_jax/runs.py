@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Keys that are derived from others, or that say where a run is computed and how often it reports.
 _NOISE = re.compile(
   r'processes\..*|data\.(cache_dir|processes|verify)|model\.(vocab_size|attention|classes)'
-  r'|train\.(.*_every|keep_checkpoints|tensorboard|max_minutes)'
+  r'|train\.(.*_every|keep_checkpoints|tensorboard|trackers|max_minutes)'
 )
 _HEAD = ('run', 'step', 'of', 'best val', 'at', 'MB', 'age', 'state')
 

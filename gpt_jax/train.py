@@ -55,7 +55,7 @@ def _train(
   from gpt_jax.data import loader
   from gpt_jax.parallel import mesh as mesh_lib
   from gpt_jax.parallel import processes
-  from gpt_jax.training import fit, lock, loop, metrics, program, report
+  from gpt_jax.training import fit, lock, loop, metrics, program, report, trackers
   from gpt_jax.training import run as run_lib
   from gpt_jax.weights import saved_model
 
@@ -64,6 +64,7 @@ def _train(
     user_cache.enable_compilation_cache()
     run = run_lib.Run(workdir)
     run.check(config)
+    trackers.check(config)
     run.find_intact()
     if run.is_finished(config):
       print(report.result(metrics.read(run.metrics), run))

@@ -102,6 +102,8 @@ _KINDS = {
   'translate': ('encoder_decoder',),
 }
 
+_TRACKERS = ('wandb', 'trackio', 'mlflow')
+
 # Rules between keys. Each assumes that its keys are valid by themselves.
 _Errors = Iterator[errors.UserError]
 _Valid = Callable[..., bool]
@@ -228,5 +230,9 @@ def _training_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
       problem = f'{optimizer.decay_steps} must be from 1 to {room} for wsd '
       problem += '(`train.steps` − `optimizer.warmup_steps`)'
       yield errors.UserError('optimizer.decay_steps', problem)
+  for name in train.trackers.split() if valid('train.trackers') else ():
+    if name not in _TRACKERS:
+      problem = f'{name!r} must be one of {", ".join(_TRACKERS)} (separate several by spaces)'
+      yield errors.UserError('train.trackers', problem)
   if valid('mesh.data') and config.mesh.data == 0:
     yield errors.UserError('mesh.data', '0 must be at least 1, or -1 for as many as fit')

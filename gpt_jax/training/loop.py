@@ -1,5 +1,6 @@
 """The training loop: steps, metrics, evaluations, checkpoints, and a stop at any moment."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -17,7 +18,7 @@ from gpt_jax.data import loader
 from gpt_jax.data.batches import batch as batch_lib
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import processes
-from gpt_jax.training import input_pipeline, objectives, perf, plot, report
+from gpt_jax.training import input_pipeline, objectives, perf, plot, report, trackers
 from gpt_jax.training import metrics as metrics_lib
 from gpt_jax.training import program as program_lib
 from gpt_jax.training import recovery as recovery_lib
@@ -105,7 +106,12 @@ class Loop:
     """Trains from the checkpoint in `folder`, if not None; keeps metrics up to `resume_step`."""
     train, run = self._train, self._run
     keep, self._saved = train.keep_checkpoints, int(folder.name) if folder else None
-    with checkpoints_lib.Checkpoints(run.checkpoints, keep=keep, warn=bar.say) as checkpoints:
+    is_primary = processes.is_primary()
+    tracked = trackers.opened(self._program.config, run, resume_step) if is_primary else None
+    with (
+      tracked or contextlib.nullcontext([]) as writers,
+      checkpoints_lib.Checkpoints(run.checkpoints, keep=keep, warn=bar.say) as checkpoints,
+    ):
       self._checkpoints = checkpoints
       if folder:
         state = self._program.restored_state(folder)
@@ -117,8 +123,8 @@ class Loop:
       self._log = metrics_lib.MetricsLog(
         run.metrics,
         resume_step=resume_step,
-        tensorboard=run.tensorboard if train.tensorboard else None,
-        writes=processes.is_primary(),
+        writers=writers,
+        writes=is_primary,
       )
       step = resume_step or 0
       self._console = report.Console(bar, steps=train.steps, start=step)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from gpt_jax import atomic, errors
 from gpt_jax import config as config_lib
-from gpt_jax.training import event_file
+from gpt_jax.training import trackers
 
 Line = dict[str, float]
 
@@ -86,7 +86,7 @@ def is_finished(lines: Sequence[Line], step: int | None, train: config_lib.Train
 
 
 class MetricsLog:
-  """Appends to a metrics file, and to a TensorBoard file if asked to.
+  """Appends to a metrics file.
 
   Attributes:
     lines: All lines so far.
@@ -97,22 +97,20 @@ class MetricsLog:
     path: pathlib.Path,
     *,
     resume_step: int | None,
-    tensorboard: pathlib.Path | None,
+    writers: Sequence[trackers.Writer] = (),
     writes: bool = True,
   ) -> None:
-    """Opens `path`; `tensorboard` is the folder for a TensorBoard file, None for none.
+    """Opens `path`; the `writers` get each line too.
 
     A run that resumes from `resume_step` writes later lines again: they are dropped. None starts a
     new file. Without `writes`, lines are only remembered: another process writes the same.
     """
     last = -1 if resume_step is None else resume_step
     self.lines = [line for line in read(path) if line['step'] <= last]
-    self._path, self._writes, self._events = path, writes, None
+    self._path, self._writes, self._writers = path, writes, writers
     self._start = time.monotonic() - max((line.get('time', 0.0) for line in self.lines), default=0)
     if writes:
       atomic.write_bytes(path, ''.join(map(_to_json, self.lines)).encode())
-      if tensorboard:
-        self._events = event_file.EventFile(tensorboard, purge_step=last + 1)
 
   def has(self, step: int, key: str) -> bool:
     """Returns whether a line of `step` has `key`."""
@@ -125,8 +123,8 @@ class MetricsLog:
     if self._writes:
       with atomic.naming(self._path), self._path.open('a', encoding='utf-8') as file:
         file.write(_to_json(line))
-    if self._events:
-      self._events.write(step, values)
+    for writer in self._writers:
+      writer.write(step, values)
 
 
 def _to_json(line: Line) -> str:

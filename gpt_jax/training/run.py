@@ -23,7 +23,8 @@ from gpt_jax.weights import manifest, run_dir
 # parameters (except for the order of float32 sums, which mesh and gradient_accumulation change).
 _FREE = re.compile(
   r'(mesh|processes)\..*|model\.(attention|remat|remat_keep)|data\.(cache_dir|processes|verify)'
-  r'|train\.(gradient_accumulation|deterministic|.*_every|eval_batches|keep_checkpoints|tensorboard|max_minutes|patience)'
+  r'|train\.(gradient_accumulation|deterministic|.*_every|eval_batches|keep_checkpoints)'
+  r'|train\.(tensorboard|trackers|max_minutes|patience)'
 )
 # Keys that processes of one run may have values of their own for.
 _OWN = re.compile(r'processes\.|data\.(cache_dir|processes)')

@@ -28,6 +28,7 @@ class RunDir:
     self.metrics = self.path / 'metrics.jsonl'
     self.checkpoints = self.path / 'checkpoints'
     self.tensorboard = self.path / 'tensorboard'
+    self.trackers = self.path / 'trackers.json'  # who the run is in those of train.trackers
     self.plot = self.path / 'loss.png'
     self.kernels = self.path / 'kernels.txt'  # those of GPUs, if train.deterministic
 

@@ -17,8 +17,8 @@ import pytest
 from matplotlib import image
 
 from gpt_jax import errors
+from gpt_jax.training import event_file, plot
 from gpt_jax.training import metrics as metrics_lib
-from gpt_jax.training import plot
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ def path(tmp_path):
 
 
 def _open(path, *, resume_step=None, tensorboard=None):
-  return metrics_lib.MetricsLog(path, resume_step=resume_step, tensorboard=tensorboard)
+  first = 0 if resume_step is None else resume_step + 1
+  writers = [event_file.EventFile(tensorboard, purge_step=first)] if tensorboard else []
+  return metrics_lib.MetricsLog(path, resume_step=resume_step, writers=writers)
 
 
 def _write(path, steps, **kwargs):
@@ -243,7 +245,9 @@ def test_torch_is_not_imported_even_if_it_is_installed(tmp_path):
     'import pathlib\n'
     'from gpt_jax.training import metrics\n'
     f'folder = pathlib.Path({str(tmp_path)!r})\n'
-    'log = metrics.MetricsLog(folder / "m", resume_step=None, tensorboard=folder / "t")\n'
+    'from gpt_jax.training import event_file\n'
+    'events = event_file.EventFile(folder / "t", purge_step=0)\n'
+    'log = metrics.MetricsLog(folder / "m", resume_step=None, writers=[events])\n'
     'log.write(1, {"train/loss": 1.0})\n'
   )
   root = pathlib.Path(errors.__file__).parents[1]

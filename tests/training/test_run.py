@@ -83,6 +83,7 @@ def test_a_run_resumes_with_its_config_and_what_does_not_change_its_parameters(t
     'train.max_minutes': 5.0,
     'train.patience': 3,
     'train.tensorboard': True,
+    'train.trackers': 'wandb',
     'train.deterministic': True,
     'model.attention': 'xla',
     'model.remat': True,
