@@ -117,7 +117,7 @@ def _with_shots(
 
 
 def _prompt(model: language_model.LanguageModel, talk: list[str]) -> str | list[int]:
-  """The turns as the model was trained on them, or the last one; if it was on none, all in lines."""
+  """The turns as the model was trained on them, or the last; if it was on none, all in lines."""
   if model.config.kind == 'encoder_decoder':
     return talk[-1]
   if model.template and model.tokenizer:

@@ -33,7 +33,7 @@ def target_length(block_size: int) -> int:
 class Spans:
   """Rows of texts with spans left out, which the number of a row decides: no seed, no epoch."""
 
-  texts: chunks.Stretches
+  texts: chunks.Chunks
   mask_id: int
   eos_id: int
   start_id: int  # of the decoder's inputs
@@ -72,27 +72,27 @@ def choose(numbers: np.ndarray, lengths: np.ndarray, most: int) -> np.ndarray:
   `lengths` of the texts, from 1 to `most`, are int64 (R,); what a row gets depends on its own.
   """
   out_R, spans_R = sizes(lengths)
-  # Both kinds of tokens are cut into parts at random. What stays has one part more, with a token
-  # too many at each end, so that a text may begin or end with a span.
+  # Both kinds of tokens are cut into parts at random. What stays has one part more, and a token too
+  # many at each end, so that a text may begin or end with a span.
   stays_R, W = lengths - out_R + 2, most + 2
-  counters = numbers.astype(np.uint64)[:, None] * np.uint64(2 * W) + np.arange(
-    2 * W, dtype=np.uint64
-  )
+  places = np.arange(2 * W, dtype=np.uint64)
+  counters = numbers.astype(np.uint64)[:, None] * np.uint64(2 * W) + places
   lots_RW = np.split(order.mix(counters * _GAMMA), 2, axis=1)
   stays_RW = _parts(lots_RW[0], stays_R, spans_R + 1)
-  stays_RW[:, 0] = stays_RW[np.arange(len(numbers)), stays_R - 1] = 2 * W
-  # A span comes behind the part of its number.
-  parts_RW = np.concatenate([stays_RW, _parts(lots_RW[1], out_R, spans_R) + 1], 1)
+  stays_RW[:, 0] = W  # the other one comes to lie behind the end
+  # Of equal parts, what stays comes first.
+  parts_RW = np.concatenate([stays_RW, _parts(lots_RW[1], out_R, spans_R)], 1)
   return (parts_RW.argsort(1, kind='stable')[:, :most] >= W) & (np.arange(most) < lengths[:, None])
 
 
 def _parts(lots_RW: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> np.ndarray:
-  """Twice the part, from 1, of each place; 2 W behind the end. The least lots begin the parts."""
-  is_in_RW = np.arange(W := lots_RW.shape[1]) < lengths[:, None]
+  """The number of the part of each place, W behind the end; the least lots begin the parts."""
+  W = lots_RW.shape[1]
+  is_in_RW = np.arange(W) < lengths[:, None]
   lots_RW = np.where(is_in_RW, lots_RW >> 1, np.uint64(2**63))
   lots_RW[:, 0] = 0
   begins_RW = lots_RW.argsort(1, kind='stable').argsort(1) < counts[:, None]
-  return np.where(is_in_RW, 2 * begins_RW.cumsum(1), 2 * W)
+  return np.where(is_in_RW, begins_RW.cumsum(1), W)
 
 
 def _closed_up(values: np.ndarray, wanted: np.ndarray, length: int) -> np.ndarray:
