@@ -320,9 +320,9 @@ class Config:
   task: str = _knob(
     'next_token',
     'What is learned: to predict the next token, to classify documents by data.label_field, to '
-    'guess masked tokens from both sides, to answer prompts of conversations (instruct), or to '
-    'translate prompts to their responses.',
-    choices=('next_token', 'classify', 'masked', 'instruct', 'translate'),
+    'guess masked tokens from both sides, to answer prompts of conversations (instruct), to '
+    'translate prompts to their responses, or to write the spans that a text lacks.',
+    choices=('next_token', 'classify', 'masked', 'instruct', 'translate', 'spans'),
   )
   init_from: str = _knob(
     '',

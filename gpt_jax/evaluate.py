@@ -68,7 +68,8 @@ def main(values: flags.FlagValues) -> None:
       result = held_out.measure(model, path, progress=bar.show)
     else:
       model = language_model.load(values.model, dtype=values.dtype, mesh=cli.mesh(values))
-      scorer = scoring.Scorer(model, batch_size=values.batch_size)
+      if task != 'examples' or model.config.kind != 'encoder_decoder':
+        scorer = scoring.Scorer(model, batch_size=values.batch_size)
     if task == 'examples':
       size, options = values.batch_size, {'limit': values.limit, 'progress': bar.show}
       options['shots'] = [*map(int, values.shots)]

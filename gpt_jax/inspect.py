@@ -97,11 +97,11 @@ def _check(values: flags.FlagValues) -> 'tuple[set[str], options.Request]':
 def _fill(values: flags.FlagValues) -> None:
   """Prints the likeliest tokens in the place of each mask."""
   from gpt_jax.downstream import activations
-  from gpt_jax.generation import language_model
+  from gpt_jax.generation import language_model, prompts
 
   model = language_model.load(values.model)
   guesses = activations.fillings(model, values.fill, functools.partial(_spell, model.tokenizer))
-  _print(values.fill, [activations.MASK] * len(guesses), guesses)
+  _print(values.fill, [prompts.MASK] * len(guesses), guesses)
 
 
 def _look(values: flags.FlagValues, names: set[str], request: 'options.Request') -> None:

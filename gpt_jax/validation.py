@@ -100,6 +100,7 @@ _KINDS = {
   'masked': ('encoder',),
   'instruct': ('gpt', 'lstm'),
   'translate': ('encoder_decoder',),
+  'spans': ('encoder_decoder',),
 }
 
 _TRACKERS = ('wandb', 'trackio', 'mlflow')
@@ -192,13 +193,19 @@ def _data_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
         if name not in allowed:
           problem = f'{name!r} must be {choice} for `data.tokenizer={data.tokenizer}`'
           yield errors.UserError('data.special_tokens', problem)
-      if valid('task') and config.task == 'masked' and kind != 'hf':
+      if valid('task') and config.task in ('masked', 'spans') and kind != 'hf':
         if kind == 'gpt2':
           fix = 'use word, byte or char, with `data.special_tokens=mask`'
           yield errors.UserError('data.tokenizer', 'gpt2 has no token to mask others with', fix)
         elif 'mask' not in data.special_tokens.split():
-          problem = f'{data.special_tokens!r} must name mask for `task=masked`'
+          problem = f'{data.special_tokens!r} must name mask for `task={config.task}`'
           yield errors.UserError('data.special_tokens', problem)
+  if valid('task', 'data.chunks', 'model.block_size') and config.task == 'spans':
+    if config.has_segments:
+      problem = f'{data.chunks} must be windows or partition for `task=spans`'
+      yield errors.UserError('data.chunks', problem)
+    if most < 3:
+      yield errors.UserError('model.block_size', f'{most} must be at least 3 for `task=spans`')
   keys = ('data.chunks', 'data.min_length', 'data.max_length', 'model.block_size')
   if valid(*keys, 'data.sentence_end') and data.chunks == 'sentences':
     if not data.min_length <= data.max_length <= most + 1:

@@ -59,6 +59,7 @@ def _write_inputs(folder):
     'cut.jsonl': '{"text": "some text',
     'plain.gz': 'some text',
     'aa.jsonl': '{"instruction": "Say a.", "output": "a"}\n{"instruction": "Say b."}\n',
+    'pairs.jsonl': '{"instruction": "text", "output": "some"}\n' * 30,
     'bb.jsonl': '{"messages": [{"role": "human", "content": "Say a."}]}\n',
     'tokenizer.json': '[]',
     'prompts.txt': 'some text\nsome Q\n',
@@ -113,7 +114,7 @@ def _run(name, *args):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """The folder of a user who has trained a model in `run`, and a classifier in `classifier`."""
+  """The folder of a user who has trained a `run`, a `classifier` and a `translation`."""
   folder = tmp_path_factory.mktemp('trained')
   _write_inputs(folder)
   with pytest.MonkeyPatch.context() as patch:
@@ -121,6 +122,9 @@ def trained(tmp_path_factory):
     assert _run('train', '--workdir=run') == 0
     labelled = ['--config.data.source=jsonl:labels.jsonl', '--config.data.label_field=is']
     assert _run('train', '--workdir=classifier', '--config.task=classify', *labelled) == 0
+    pairs = ['--config.data.source=jsonl:pairs.jsonl', '--config.data.template={prompt}']
+    pairs += ['--config.data.special_tokens=eos', '--config.model.kind=encoder_decoder']
+    assert _run('train', '--workdir=translation', '--config.task=translate', *pairs) == 0
   return folder
 
 

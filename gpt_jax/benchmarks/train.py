@@ -14,6 +14,7 @@ from gpt_jax import config as config_lib
 from gpt_jax.benchmarks import figures, matmul, trace
 from gpt_jax.benchmarks import options as options_lib
 from gpt_jax.data.batches import batch as batch_lib
+from gpt_jax.data.batches import spans
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import input_pipeline, perf
 from gpt_jax.training import program as program_lib
@@ -78,12 +79,11 @@ def random_rows(config: config_lib.Config) -> Callable[[np.ndarray], batch_lib.B
     if config.task == 'classify':
       targets_RL = np.full_like(inputs_RL, batch_lib.IGNORED)
       targets_RL[:, -1] = numbers % len(config.model.class_names)
-    return batch_lib.Batch(
-      inputs_RL,
-      targets_RL,
-      np.ones_like(inputs_RL) if config.has_segments else None,
-      inputs_RL if config.task == 'translate' else None,
-    )
+    segments_RL = np.ones_like(inputs_RL) if config.has_segments else None
+    if config.model.kind != 'encoder_decoder':
+      return batch_lib.Batch(inputs_RL, targets_RL, segments_RL)
+    short = slice(spans.target_length(L) if config.task == 'spans' else L)
+    return batch_lib.Batch(inputs_RL[:, short], targets_RL[:, short], segments_RL, inputs_RL)
 
   return rows
 

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from gpt_jax import config as config_lib
 from gpt_jax import errors, progress
 from gpt_jax.data import batches, prepare, splits, tokenizers
-from gpt_jax.data.batches import chunks, conversations, stream
+from gpt_jax.data.batches import chunks, conversations, spans, stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,22 +41,25 @@ def open_data(config: config_lib.Config, *, check: Callable[[], None] | None) ->
       prepared.verify(progress=bar.show)
   tokenizer = prepared.tokenizer
   end_ids = []
-  if config.data.template and tokenizer.eos_id is None:
-    problem = f'the {tokenizer.kind} tokenizer has no eos, which ends a response'
+  if (config.data.template or config.task == 'spans') and tokenizer.eos_id is None:
+    what = 'the spans' if config.task == 'spans' else 'a response'
+    problem = f'the {tokenizer.kind} tokenizer has no eos, which ends {what}'
     raise errors.UserError('data.special_tokens', problem, 'set `data.special_tokens=eos`')
   if config.data.chunks == 'sentences' and config.task != 'classify':
     try:
       end_ids = [tokenizer.token_id(token) for token in config.data.sentence_end.split()]
     except errors.UserError as e:
       raise e.at('data.sentence_end') from e
+  start_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+  pad_id = (tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id) or 0
   chunk = functools.partial(
     chunks.chunk,
     config.data,
     task=config.task,
     block_size=config.model.block_size,
-    start_id=tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id,
+    start_id=start_id,
     end_ids=end_ids,
-    pad_id=(tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id) or 0,
+    pad_id=pad_id,
   )
   classes = tuple(dict.fromkeys(name for source in prepared.sources for name in source.classes))
   if config.data.template:
@@ -68,7 +72,10 @@ def open_data(config: config_lib.Config, *, check: Callable[[], None] | None) ->
     raise errors.UserError('data.label_field', problem, fix)
 
   def dataset(split_of_each: Sequence[stream.Split]) -> batches.Dataset:
-    rows = tuple(map(chunk, split_of_each))
+    rows: Any = tuple(map(chunk, split_of_each))
+    if config.task == 'spans':
+      ids: Any = (tokenizer.mask_id, tokenizer.eos_id, start_id, pad_id)
+      rows = tuple(spans.Spans(each, *ids) for each in rows)
     return batches.Dataset(rows, prepared.weights, config.data.seed)
 
   of_each = [splits.make(source, config.data, classes) for source in prepared.sources]

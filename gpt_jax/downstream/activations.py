@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import errors, models
-from gpt_jax.generation import language_model, options, processors, sampling
+from gpt_jax.generation import language_model, options, processors, prompts, sampling
 
-MASK = '[MASK]'  # in a text, where a token is to be guessed
 _CANDIDATES = 5
 
 
@@ -61,11 +60,9 @@ def fillings(
   if model.config.kind != 'encoder' or model.config.classes or not model.tokenizer or not mask_id:
     fix = 'train one: `task=masked`, `model.kind=encoder`, `data.special_tokens=mask`'
     raise errors.UserError('model', 'has not learned to guess masked tokens', fix)
-  if MASK not in text:
-    raise errors.UserError('fill', f'{text!r} has no {MASK} to fill')
-  ids: list[int] = []
-  for i, part in enumerate(text.split(MASK)):
-    ids += [mask_id] * bool(i) + model.tokenizer.encode(part).tolist()
+  if prompts.MASK not in text:
+    raise errors.UserError('fill', f'{text!r} has no {prompts.MASK} to fill')
+  ids = prompts.encode_masked(model.tokenizer, text, mask_id)
   places = [i for i, token in enumerate(ids) if token == mask_id]
   try:
     logits_LV = model.logits([ids])[0, np.array(places)]

@@ -4,6 +4,7 @@ Reads JSON lines, as `turns.parse` does, of which a field `kind` may name the ki
 `builtin:instructions` and `builtin:dates` hold out. The model's response is the most likely one by
 greedy decoding. In front of a conversation, others of its kind may be shown with their responses
 ("shots", Brown et al. 2020): the next in the file, or some of those to train on.
+A model that translates reads the last prompt alone.
 """
 
 import collections
@@ -53,13 +54,17 @@ def measure(
   """Answers the last prompts of the first `limit` conversations of a file or `builtin:NAME`."""
   if model.tokenizer is None:
     raise errors.UserError('model', 'has no tokenizer', 'put its tokenizer.json there')
+  is_pair = model.config.kind == 'encoder_decoder'
+  if is_pair and any(shots):
+    problem = f'{max(shots)} must be 0: the model reads one prompt, without others before it'
+    raise errors.UserError('shots', problem)
   asked, shown = _read(path, limit)
   try:
     longest = max(len(model.tokenizer.encode(talk[-1])) for talk, _ in asked)
   except errors.UserError as e:
     raise e.at('data') from e
   options: Any = {'max_new_tokens': longest + 1, 'temperature': 0.0}
-  options |= {} if model.template else {'stop': ['\n']}
+  options |= {} if model.template or is_pair else {'stop': ['\n']}
   right, total = list[bool](), len(shots) * len(asked)
   for k in shots:
     prompts = [
@@ -112,7 +117,9 @@ def _with_shots(
 
 
 def _prompt(model: language_model.LanguageModel, talk: list[str]) -> str | list[int]:
-  """The turns as the model was trained on them; if it was on none, each on a line."""
+  """The turns as the model was trained on them, or the last; if it was on none, all in lines."""
+  if model.config.kind == 'encoder_decoder':
+    return talk[-1]
   if model.template and model.tokenizer:
     return turns.encode(model.tokenizer, model.template, talk)
   return '\n'.join(talk) + '\n'

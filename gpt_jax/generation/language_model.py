@@ -110,7 +110,8 @@ class LanguageModel:
     """Returns the text that a prompt begins, or that an encoder–decoder translates it to."""
     source = prompt if self.config.kind == 'encoder_decoder' else []
     ids = [prompts_lib.start(self.tokenizer)] if source else prompt
-    return rows_lib.Row(ids, self.tokenizer, stop=request.stop, log_probs=log_probs, source=source)
+    made: Any = {'stop': request.stop, 'log_probs': log_probs, 'mask_id': self.config.mask_id}
+    return rows_lib.Row(ids, self.tokenizer, source=source, **made)
 
   def _run(
     self, rows: list[rows_lib.Row], request: options.Request, *, patience: float

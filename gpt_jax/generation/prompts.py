@@ -1,5 +1,6 @@
 """Prompts, as text or token ids: encoded and checked, all problems reported together."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from gpt_jax import errors
 from gpt_jax.data import tokenizers
 
 Prompt = str | Sequence[int] | np.ndarray
+MASK = '[MASK]'  # in a text, where tokens are to be guessed
 
 
 def encode(
@@ -27,7 +29,7 @@ def encode(
     if tokenizer is None:
       raise errors.UserError(key, 'the model has no tokenizer', 'give token ids, not text')
     try:
-      prompt = tokenizer.encode(prompt)
+      prompt = encode_masked(tokenizer, prompt, config.mask_id)
     except errors.UserError as e:
       raise e.at(key) from e
     if tokenizer.bos_id is not None and config.kind != 'encoder_decoder':
@@ -39,6 +41,20 @@ def encode(
     return [start(tokenizer)]
   check(config, ids_L, key=key)
   return ids_L.tolist()
+
+
+def encode_masked(tokenizer: tokenizers.Tokenizer, text: str, mask_id: int) -> list[int]:
+  """Returns the tokens of a text, with `mask_id` for each `MASK` in it, unless that is below 0."""
+  ids: list[int] = []
+  for i, part in enumerate(text.split(MASK) if mask_id >= 0 else [text]):
+    ids += [mask_id] * bool(i) + tokenizer.encode(part).tolist()
+  return ids
+
+
+def decode_masked(tokenizer: tokenizers.Tokenizer, ids: Sequence[int], *, mask_id: int) -> str:
+  """Returns the text of tokens, with a `MASK` for each `mask_id`."""
+  parts = itertools.groupby(ids, lambda token: token == mask_id)
+  return ''.join(MASK * len([*of]) if hidden else tokenizer.decode([*of]) for hidden, of in parts)
 
 
 def encode_all(

@@ -1,9 +1,11 @@
 """Generated texts, and how they grow: whole characters only, and nothing of a stop string."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from gpt_jax.data import tokenizers
+from gpt_jax.generation import prompts
 
 _REPLACEMENT = '\N{REPLACEMENT CHARACTER}'  # what a part of a character decodes to
 _MOST_PARTS = 3  # of an incomplete character, in UTF-8
@@ -36,16 +38,17 @@ class Row:
     stop: Sequence[str] = (),
     log_probs: bool = False,
     source: Sequence[int] = (),
+    mask_id: int = -1,
   ) -> None:
     """Starts a text after `prompt`; it ends before the first of the strings in `stop`.
 
-    `source` is what an encoder–decoder translates.
+    `source` is what an encoder–decoder reads; `mask_id` is written as `prompts.MASK`.
     """
     # The text so far, without what later tokens can change; `ended` is empty until it is complete.
     self.sample = Sample('' if tokenizer else None, [], [] if log_probs else None)
     self.source = list(source)
     self.context = list(prompt)  # the tokens that the next one is predicted from
-    self._tokenizer, self._stop = tokenizer, stop
+    self._tokenizer, self._stop, self._mask_id = tokenizer, stop, mask_id
     # Some tokenizers put a space between words only if another word stands before.
     self._before = self.context[-_BEFORE:]
     self._open: list[int] = []  # the tokens after those
@@ -88,11 +91,11 @@ class Row:
     """The text of `tokens` after those before."""
     if self._tokenizer is None:
       return ''
-    before = self._tokenizer.decode(self._before)
-    text = self._tokenizer.decode(self._before + tokens)
+    decode = functools.partial(prompts.decode_masked, self._tokenizer, mask_id=self._mask_id)
+    before, text = decode(self._before), decode(self._before + tokens)
     if text.startswith(before):
       return text[len(before) :]
-    return self._tokenizer.decode(tokens)  # the prompt ends within a character
+    return decode(tokens)  # the prompt ends within a character
 
   def _certain(self) -> int:
     """How many characters can't change any more."""

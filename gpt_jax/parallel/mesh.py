@@ -159,20 +159,21 @@ def global_batch(make_rows: Callable[[np.ndarray], Any], abstract: jax.ShapeDtyp
 
   Args:
     make_rows: Takes numbers of rows in the batch, int64 (R,), each in [0, A·B); returns a pytree of
-      int32 arrays (R, L).
-    abstract: The shape (A, B, L) of each global array, and its sharding along B.
+      int32 arrays (R, …).
+    abstract: The shape (A, B, …) of each global array, and its sharding along B.
 
   Returns:
     The tree of `make_rows`, with global arrays.
   """
-  (A, B, L), sharding = abstract.shape, abstract.sharding
+  (A, B, _), sharding = abstract.shape, abstract.sharding
   indices = sharding.addressable_devices_indices_map(abstract.shape).values()
   held = np.unique([np.arange(B)[index[1]] for index in indices])
   rows = make_rows((np.arange(A, dtype=np.int64)[:, None] * B + held).ravel())
 
   def place(rows_RL: np.ndarray) -> jax.Array:
+    L = rows_RL.shape[1]
     local_ABL = rows_RL.reshape(A, len(held), L)
-    return jax.make_array_from_process_local_data(sharding, local_ABL, abstract.shape)
+    return jax.make_array_from_process_local_data(sharding, local_ABL, (A, B, L))
 
   return jax.tree.map(place, rows)
 

@@ -27,10 +27,11 @@ def prepare(
 ) -> batch_lib.Batch:
   """Returns a batch as the model sees it: with `config.mask_id`, some tokens masked, else as it is.
 
+  So is one with sources, which lack spans already.
   Of the tokens of each row 15 %, rounded up, are targets: 80 % of them are masked, 10 % become any
   token, 10 % stay (Devlin et al. 2019, "BERT", §3.1). `key` decides on which.
   """
-  if config.mask_id < 0:
+  if config.mask_id < 0 or batch.sources is not None:
     return batch
   inputs, is_token = batch.inputs, batch.targets != batch_lib.IGNORED
   keys = jax.random.split(key, 3)
@@ -61,8 +62,8 @@ def evaluate(model: models.Model, params: Any, part: batch_lib.Batch) -> Sums:
 
   `confusion` is int32 (C, C): documents by their class, and by the class that is most likely. With
   masks, always the same ones: of what is masked `right`, the targets that are most likely, and
-  `counts`, int32 (V,).
-  With sources: `rows`, and `exact`, those whose targets are all most likely.
+  `counts`, int32 (V,); so it is for spans, without their masks and eos.
+  With sources, else: `rows`, and `exact`, those whose targets are all most likely.
   """
   part = prepare(model.config, part, jax.random.key(0))
   if model.config.mask_id >= 0 or part.sources is not None:
@@ -81,10 +82,10 @@ def measures(sums: Any) -> dict[str, float]:
   """Returns what sums as of `evaluate`, of all batches together, say.
 
   A language model has `loss` and `perplexity`; with masks also `accuracy`, and `unigram`, that of
-  guessing the most frequent token each time, both of what is behind a mask; with sources
-  `exact_match`, the share of responses that greedy decoding gives. A classifier has `loss`,
-  `accuracy`, `f1` (the mean over the classes), and `error`, the share of documents that are
-  classified wrongly.
+  guessing the most frequent token each time, both of what is behind a mask; in spans, after the
+  right tokens before it. With other sources there is `exact_match`, the share of responses that
+  greedy decoding gives. A classifier has `loss`, `accuracy`, `f1` (the mean over the classes), and
+  `error`, the share of documents that are classified wrongly.
   """
   mean = float(sums['loss']) / max(1, int(sums['targets']))
   if 'confusion' not in sums:
@@ -113,7 +114,7 @@ def _loss(
   """The sum of the losses and, of a classifier, the logits."""
   hidden_BLD = _hidden(model, params, part, **options)
   if not model.config.classes:
-    if model.config.mask_id >= 0:
+    if model.config.mask_id >= 0 and part.sources is None:
       hidden_BLD, part = _guessed_alone(hidden_BLD, part)
     total: Any = model.apply({'params': params}, hidden_BLD, part.targets, method='loss')
     return total, None
@@ -145,9 +146,9 @@ def _guessed_alone(
 
 
 def _guessed(model: models.Model, params: Any, part: batch_lib.Batch) -> Sums:
-  """What a model gets right of masked tokens, or of whole responses."""
+  """What a model gets right of masked tokens, of spans, or of whole responses."""
   hidden_BLD, mask_id = _hidden(model, params, part), model.config.mask_id
-  if mask_id >= 0:
+  if mask_id >= 0 and part.sources is None:
     hidden_BLD, part = _guessed_alone(hidden_BLD, part)
   logits_BLV: Any = model.apply({'params': params}, hidden_BLD, method='logits')
   targets_BL = part.targets
@@ -156,6 +157,9 @@ def _guessed(model: models.Model, params: Any, part: batch_lib.Batch) -> Sums:
   sums = {'loss': output.cross_entropy(logits_BLV, targets_BL), 'targets': num_targets(targets_BL)}
   if mask_id >= 0:
     is_masked_BL = is_target_BL & (part.inputs == mask_id)  # others may be there to see
+    if part.sources is not None:
+      is_last_BL = ~jnp.pad(is_target_BL[:, 1:], ((0, 0), (0, 1)))  # eos
+      is_masked_BL = is_target_BL & (targets_BL != mask_id) & ~is_last_BL
     sums['right'] = (right_BL & is_masked_BL).sum(dtype=jnp.int32)
     counted_BL = jnp.where(is_masked_BL, targets_BL, V)  # beyond: dropped
     return sums | {'counts': jnp.bincount(counted_BL.ravel(), length=V)}

@@ -30,14 +30,18 @@ def flops_per_token(config: config_lib.ModelConfig) -> float:
   Of the six, two are for the gradient of the weights. With adapters only these N_lora of the N get
   one: 4 (N − N_wpe) + 2 N_lora + 12 n_layer n_embd L. An embedding that isn't the output layer's
   costs nothing either, nor does an output layer that a classifier doesn't use; clusters of the
-  vocabulary count as if all were computed. Masked tokens alone, 15 %, have an output layer.
+  vocabulary count as if all were computed. Masked tokens alone, 15 %, have an output layer;
+  a decoder of spans has a fifth of the tokens.
   """
   params, size = models.parameter_count(config), config.vocab_size
   if config.classes or not config.tie_embeddings:
     params -= size * config.n_embd
   if config.classes and not config.tie_embeddings:
     params -= size * config.hidden_width
-  if config.mask_id >= 0:  # the output layer is computed for 15 % of the tokens
+  if config.mask_id >= 0 and config.kind == 'encoder_decoder':  # spans are a fifth of the text
+    read = jax.tree.leaves([models.abstract_params(config)[name] for name in ('encoder', 'memory')])
+    params -= round(0.8 * (params - sum(leaf.size for leaf in read)))
+  elif config.mask_id >= 0:  # the output layer is computed for 15 % of the tokens
     params -= round(0.85 * size * config.hidden_width)
   if config.kind == 'lstm':
     return 6 * params

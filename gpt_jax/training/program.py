@@ -14,6 +14,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import errors, knobs, models, oom
 from gpt_jax.data import tokenizers
 from gpt_jax.data.batches import batch as batch_lib
+from gpt_jax.data.batches import spans
 from gpt_jax.models import classifier, lora
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.parallel import sharding
@@ -46,7 +47,7 @@ def resolve(
       f"{model.vocab_size} must be 0 or {size}, the {tokenizer.kind} tokenizer's",
       '`model.pad_vocab_to` rounds the embedding up',
     )
-  masked = config.task == 'masked'
+  masked = config.task in ('masked', 'spans')
   if masked and tokenizer.mask_id is None:
     problem = f'the {tokenizer.kind} tokenizer has no token to mask others with, such as [MASK]'
     raise errors.UserError('data.tokenizer', problem, 'use another')
@@ -103,7 +104,8 @@ class Program:
   Attributes:
     config: The config.
     state: The abstract train state: shapes, types and shardings.
-    tokens: The abstract array (A, B, L) of inputs, targets and segments of a batch.
+    tokens: The abstract array (A, B, L) of inputs, targets and segments of a batch, but see
+      `batch`.
     init: () -> state of step 0; `train.seed` decides it, whatever the mesh.
     train_step: (state, batch) -> (state, metrics); the state is donated.
     eval_step: (params, batch) -> sums as of `objectives.evaluate`.
@@ -118,10 +120,14 @@ class Program:
 
   @property
   def batch(self) -> batch_lib.Batch:
-    """The abstract batch."""
+    """The abstract batch; spans are shorter than the texts that lack them."""
     segments = self.tokens if self.config.has_segments else None
-    sources = self.tokens if self.config.task == 'translate' else None
-    return batch_lib.Batch(self.tokens, self.tokens, segments, sources)
+    sources = self.tokens if self.config.model.kind == 'encoder_decoder' else None
+    targets = self.tokens
+    if self.config.task == 'spans':
+      A, B, L = targets.shape
+      targets = targets.update(shape=(A, B, spans.target_length(L)))
+    return batch_lib.Batch(targets, targets, segments, sources)
 
   def compiler_options(self, kernels: pathlib.Path | None = None) -> dict[str, str | bool]:
     """Returns options for XLA; `kernels` as of `mesh.compiler_options`."""

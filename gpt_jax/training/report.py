@@ -91,12 +91,11 @@ def result(lines: list[metrics_lib.Line], run: run_dir.RunDir) -> str:
   if not (found := metrics_lib.best(lines)):
     return f'finished, but no validation loss is finite; curves in {run.plot}'
   step, score = found
-  best, use = f'val loss {score:.4f}', 'sample'
-  if any('val/unigram' in line for line in lines):
-    use = 'inspect'
+  task = run.read_config().task
+  best, use = f'val loss {score:.4f}', 'inspect' if task == 'masked' else 'sample'
   if any('val/error' in line for line in lines):
     best, use = f'val accuracy {1 - score:.4f}', 'classify'
-  options = ' --chat' if run.read_config().task == 'instruct' else ''
+  options = {'instruct': ' --chat', 'spans': " --prompt='… [MASK] …'"}.get(task, '')
   return (
     f'finished: best {best} at step {step}; curves in {run.plot}\n'
     f'{use} it: python -m gpt_jax.{use} --model={run.path}{options}'

@@ -7,10 +7,10 @@ import pytest
 
 from gpt_jax import config
 from gpt_jax.data import batches
-from gpt_jax.data.batches import chunks, stream
+from gpt_jax.data.batches import chunks, spans, stream
 
 TASKS = {'documents': 'classify', 'conversations': 'instruct', 'pairs': 'translate'}
-KINDS = ('windows', 'partition', 'packed', 'sentences', *TASKS)
+KINDS = ('windows', 'partition', 'packed', 'sentences', 'spans', *TASKS)
 _L = 16
 
 
@@ -31,9 +31,9 @@ def _split(size, seed, first_id, *, is_turns):
 
 
 def _chunks(kind, size=3000, seed=0, first_id=100):
-  is_chunks = {} if kind in TASKS else {'chunks': kind}
+  is_chunks = {} if kind in (*TASKS, 'spans') else {'chunks': kind}
   data = config.DataConfig(min_length=4, max_length=_L + 1, **is_chunks)
-  return chunks.chunk(
+  made = chunks.chunk(
     data,
     _split(size, seed, first_id, is_turns=kind in ('conversations', 'pairs')),
     task=TASKS.get(kind, 'next_token'),
@@ -42,6 +42,7 @@ def _chunks(kind, size=3000, seed=0, first_id=100):
     end_ids=range(first_id, first_id + 10),
     pad_id=0,
   )
+  return spans.Spans(made, 2, 3, 1, 0) if kind == 'spans' else made
 
 
 def _dataset(kind, mixture, seed=0):
@@ -152,6 +153,7 @@ def test_validation_divides_its_rows_by_weight():
     ('documents', '3a20ed7bd335466b'),
     ('conversations', 'dcc95879f05a0e8f'),
     ('pairs', '50aa32b45f13b82d'),
+    ('spans', '6387f90ddde06ab6'),
   ],
 )
 def test_batches_are_the_same_on_every_machine_and_version(kind, digest):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from gpt_jax import config as config_lib
 from gpt_jax.data.sources import rules, turns
 from gpt_jax.data.tokenizers import char
 from gpt_jax.downstream import pictures
@@ -27,7 +28,9 @@ _LINES: list[Any] = [
 _PROMPTS = [['ab'], ['cd\n\na'], ['a', 'b', 'c']]
 
 
-def _measure(path, texts, *, template='<{prompt}>', shots=(0,), limit=None, batch_size=2):
+def _measure(
+  path, texts, *, template='<{prompt}>', shots=(0,), limit=None, batch_size=2, kind='gpt'
+):
   """What is measured of a model that answers with these texts, and what it is asked with."""
   calls = []
 
@@ -38,6 +41,7 @@ def _measure(path, texts, *, template='<{prompt}>', shots=(0,), limit=None, batc
   answers = iter(texts)
   tokenizer = char.CharTokenizer('\nabcd<>', ['eos'])
   model: Any = types.SimpleNamespace(tokenizer=tokenizer, template=template, generate=generate)
+  model.config = config_lib.ModelConfig(kind=kind)
   found = exact_match.measure(
     model, path, shots=shots, limit=limit, batch_size=batch_size, progress=lambda *_: None
   )
@@ -61,6 +65,17 @@ def test_a_model_without_a_template_is_asked_in_lines(lines):
   assert (found.examples, found.exact) == (1, [1.0])
   assert calls[0][0] == ['ab\n'] and calls[0][1]['stop'] == ['\n']
   assert 'x' not in dict(found.table())
+
+
+@pytest.mark.parametrize('template', ['{prompt}', ''])
+def test_a_model_that_translates_is_asked_the_last_prompt_alone(lines, template):
+  pair: Any = {'kind': 'encoder_decoder', 'template': template}
+  found, calls, _ = _measure(lines(*_LINES), ['c', 'd', 'd'], **pair)
+  assert found.exact == [2 / 3] and found.by_kind == {'x': [1.0], 'y': [0.0]}
+  assert [prompt for prompts, _ in calls for prompt in prompts] == ['ab', 'cd\n\na', 'c']
+  assert all(options == {'max_new_tokens': 3, 'temperature': 0.0} for _, options in calls)
+  error = raised.user_error(_measure, lines(*_LINES), [], shots=(0, 2), **pair)
+  assert error.key == 'shots' and error.problem.startswith('2 must be 0')
 
 
 @pytest.mark.parametrize('line', [{'instruction': 'ab'}, ['ab'], 3])

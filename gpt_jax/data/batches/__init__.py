@@ -11,14 +11,14 @@ import numpy as np
 
 from gpt_jax.data.batches import batch as batch_lib
 from gpt_jax.data.batches import chunks as chunks_lib
-from gpt_jax.data.batches import order
+from gpt_jax.data.batches import order, spans
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
   """The rows of one split of a mixture, in the order in which they are seen."""
 
-  chunks: tuple[chunks_lib.Chunks, ...]  # of each source
+  chunks: tuple[chunks_lib.Chunks | spans.Spans, ...]  # of each source
   weights: tuple[float, ...] | None  # see `order.Mixture`
   seed: int  # of the order
 

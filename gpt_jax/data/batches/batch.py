@@ -33,6 +33,13 @@ def packed(
   )
 
 
+def to_decode(targets: np.ndarray, sources: np.ndarray, start_id: int, pad_id: int) -> Batch:
+  """Returns rows of targets that a decoder writes, from `start_id` on, and sources that it sees."""
+  inputs = np.where(targets == IGNORED, pad_id, np.roll(targets, 1, axis=1))
+  inputs[:, 0] = start_id
+  return Batch(inputs.astype(np.int32), targets, sources=sources)
+
+
 def spread(flat: np.ndarray, inside_RL: np.ndarray, fill: int) -> np.ndarray:
   """Returns `flat` at the True places, in their order, and `fill` elsewhere: int32 (R, L)."""
   spread_RL = np.full(inside_RL.shape, fill, np.int32)

@@ -107,9 +107,7 @@ class Pairs:
     """As `chunks.Stretches.rows`, with sources."""
     prompts = self._prompts[indices]
     sources_RS, targets_RL = self._read(prompts), self._read(prompts + 1)
-    inputs_RL = np.where(targets_RL == batch.IGNORED, self._pad_id, np.roll(targets_RL, 1, axis=1))
-    inputs_RL[:, 0] = self._start_id
-    return batch.Batch(inputs_RL.astype(np.int32), targets_RL, sources=sources_RS)
+    return batch.to_decode(targets_RL, sources_RS, self._start_id, self._pad_id)
 
   def _read(self, turns: np.ndarray) -> np.ndarray:
     lengths = self._turns.lengths[turns]

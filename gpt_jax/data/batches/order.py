@@ -55,14 +55,14 @@ def _encipher(values: np.ndarray, a: int, b: int, keys_KR: np.ndarray) -> np.nda
   for number, key in enumerate(keys_KR):
     # Half of the hash's range, so that the sum stays below 2**64.
     if number % 2:
-      right = (right + (_mix(left + key) >> 1)) % np.uint64(b)
+      right = (right + (mix(left + key) >> 1)) % np.uint64(b)
     else:
-      left = (left + (_mix(right + key) >> 1)) % np.uint64(a)
+      left = (left + (mix(right + key) >> 1)) % np.uint64(a)
   return left * np.uint64(b) + right
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-  """The finalizer of SplitMix64 (Steele, Lea & Flood, "Fast splittable …", 2014), uint64."""
+def mix(x: np.ndarray) -> np.ndarray:
+  """Returns hashes, uint64, by the finalizer of SplitMix64 (Steele, Lea & Flood 2014)."""
   x = (x ^ (x >> 30)) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> 27)) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> 31)
