@@ -12,14 +12,14 @@ import numpy as np
 from gpt_jax.data.batches import batch, packing, stream
 
 TURNS = ('first', 'prompt', 'response')
-_FIRST, _PROMPT, _RESPONSE = range(3)
+_FIRST, _, _RESPONSE = range(3)
 
 
 class _Turns:
   """The turns of a split, without the special tokens between them: starts and lengths, int64 (N,).
 
   What stays is the eos that ends each response, and bos (`start_id`, if the documents have it) in
-  front of turns with a label up to `with_bos`.
+  front of turns with a label up to `with_bos`, of none with -1.
   """
 
   def __init__(self, split: stream.Split, start_id: int | None, with_bos: int) -> None:
@@ -90,7 +90,7 @@ class Pairs:
   def __init__(
     self, split: stream.Split, block_size: int, start_id: int | None, pad_id: int
   ) -> None:
-    self._tokens, self._turns = split.tokens, _Turns(split, start_id, _PROMPT)
+    self._tokens, self._turns = split.tokens, _Turns(split, start_id, -1)
     self._block_size, self._pad_id = block_size, pad_id
     self._start_id = pad_id if start_id is None else start_id
     is_response, lengths = self._turns.is_response, self._turns.lengths
