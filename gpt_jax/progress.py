@@ -1,7 +1,8 @@
 """One progress bar for everything that takes long; silent unless standard error is a terminal."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from gpt_jax import errors
@@ -71,6 +72,19 @@ class Bar:
       self._bar.write(text)
     else:
       print(text, flush=True)
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+  """Shows on a terminal what is done while the `with` block runs, for what can't be counted."""
+  visible = Bar().visible
+  if visible:
+    print(f'{what} …', end='', file=sys.stderr, flush=True)
+  try:
+    yield
+  finally:
+    if visible:
+      print('\r\033[K', end='', file=sys.stderr, flush=True)
 
 
 def check(report: Report | None) -> None:

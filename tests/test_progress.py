@@ -50,11 +50,22 @@ def test_a_line_is_said_with_or_without_a_terminal(monkeypatch, capsys):
   assert 'half\n' in capsys.readouterr().out
 
 
+def test_what_cannot_be_counted_is_named_while_it_lasts_also_if_it_fails(monkeypatch):
+  terminal = _Terminal()
+  monkeypatch.setattr('sys.stderr', terminal)
+  with pytest.raises(ZeroDivisionError), progress.doing('thinking'):
+    assert terminal.getvalue() == 'thinking …'
+    1 / 0  # noqa: B018
+  assert terminal.getvalue().endswith('\r\033[K')
+
+
 @pytest.mark.parametrize('stream', [io.StringIO(), None])
 def test_without_a_terminal_nothing_is_shown(monkeypatch, stream):
   monkeypatch.setattr('sys.stderr', stream)
   with progress.Bar(keep=True) as bar:
     bar.show('reading', 1, 2)
+  with progress.doing('thinking'):
+    pass
   assert stream is None or stream.getvalue() == ''
 
 

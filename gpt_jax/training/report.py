@@ -59,7 +59,7 @@ def compile_program(
   """
   began = time.monotonic()
   try:
-    program = program.compile(kernels)
+    program = _compiled(program, kernels)
   except (RuntimeError, ValueError, NotImplementedError) as e:  # as the library is missing or old
     chosen, is_oom = program.config.model.attention, 'RESOURCE_EXHAUSTED' in str(e)
     if chosen == 'xla' or (chosen != 'cudnn' if attention == 'auto' else is_oom):
@@ -70,7 +70,7 @@ def compile_program(
       raise errors.UserError('model.attention', problem, 'use auto') from e
     _row('attention', f"by XLA, slower, since cuDNN's doesn't work here: {reason}")
     other = knobs.replace(program.config, {'model.attention': 'xla'})
-    program = program_lib.build(other, program.tokens.sharding.mesh).compile(kernels)
+    program = _compiled(program_lib.build(other, program.tokens.sharding.mesh), kernels)
   gradients, _ = models.split_trained(program.config.model, program.state.params)
   state = mesh_lib.per_device_bytes(program.state)
   analysis = program.train_step.memory_analysis()
@@ -84,6 +84,11 @@ def compile_program(
   )
   _row('compiled', f'in {time.monotonic() - began:.1f} s')
   return program
+
+
+def _compiled(program: program_lib.Program, kernels: pathlib.Path | None) -> program_lib.Program:
+  with progress.doing('compiling'):
+    return program.compile(kernels)
 
 
 def result(lines: list[metrics_lib.Line], run: run_dir.RunDir) -> str:
