@@ -119,7 +119,7 @@ class DataConfig:
     'How a prompt is written for task instruct, with {prompt} in its place, such as '
     '"Q: {prompt} A: "; for task translate "{prompt}". The sources then have conversations: JSON '
     'lines with instruction and output, perhaps input, or with messages; builtin:instructions, '
-    'builtin:dates.',
+    'builtin:dates, builtin:analogies.',
   )
   invalid_utf8: str = _knob(
     'fail',

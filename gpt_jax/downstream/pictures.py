@@ -5,6 +5,7 @@ Shapes in names: N layers, H heads, L positions or queries, M positions attended
 
 import base64
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -55,13 +56,14 @@ def shots(found: exact_match.ExactMatch) -> figure.Figure:
   """Draws the fraction of right responses against the number of shots, for each kind."""
   fig = figure.Figure(figsize=(8, 5), layout='constrained')
   ax = fig.subplots()
-  for kind, values in found.by_kind.items():
-    ax.plot(found.shots, values, 'o-', ms=4, label=kind)
+  for (kind, values), marker in zip(found.by_kind.items(), itertools.cycle('os^vDPX*<>h')):
+    ax.plot(found.shots, values, f'{marker}-', ms=5, label=kind)
   ax.errorbar(found.shots, found.exact, found.exact_stderr, color='black', lw=2, label='all')
-  ax.set(xlabel='shots: solved examples shown first', ylabel='exactly right')
-  ax.set(ylim=(-0.02, 1.02), xticks=found.shots)
+  ax.set_xscale('symlog', base=2, linthresh=1)
+  ax.set_xticks(found.shots, map(str, found.shots), minor=False)
+  ax.set(xlabel='shots: solved examples shown first', ylabel='exactly right', ylim=(-0.02, 1.02))
   ax.grid(alpha=0.3)
-  ax.legend()
+  fig.legend(loc='outside right upper')
   return fig
 
 

@@ -1,10 +1,11 @@
 """Exact match: the last response of a conversation is to be given, character by character.
 
 Reads JSON lines, as `turns.parse` does, of which a field `kind` may name the kind; or what
-`builtin:instructions` and `builtin:dates` hold out. The model's response is the most likely one by
-greedy decoding. In front of a conversation, others of its kind may be shown with their responses
-("shots", Brown et al. 2020): the next in the file, or some of those to train on.
-A model that translates reads the last prompt alone.
+`builtin:instructions` and its like hold out. The model's response is the most likely one by greedy
+decoding. In front of a conversation, others of its kind may be shown with their responses ("shots",
+Brown et al. 2020): the next in the file, or some of those to train on. Where a conversation follows
+a hidden rule, its last prompt is answered, and what is shown is the turns before that. A model that
+translates reads the last prompt alone.
 """
 
 import collections
@@ -90,25 +91,30 @@ def measure(
   )
 
 
-def _read(path: str, limit: int | None) -> tuple[list[_Talk], list[_Talk]]:
-  """The conversations to answer, and those to show."""
+def _read(path: str, limit: int | None) -> tuple[list[_Talk], list[_Talk] | None]:
+  """The conversations to answer, and those to show; None if each shows its own turns before."""
   name = path.removeprefix('builtin:')
   if name != path and name in rules.RULES:
     made = [(each.turns, each.kind) for each in rules.conversations(name, 'validation')]
+    if name in rules.HIDDEN:
+      return made[:limit], None
     return made[:limit], [(c.turns[-2:], c.kind) for c in rules.conversations(name, 'train')]
   found = examples.read(path, lambda line: (turns.parse(line), str(line.get('kind', ''))), None)
   return found[:limit], found
 
 
 def _with_shots(
-  asked: Sequence[_Talk], shown: Sequence[_Talk], k: int
+  asked: Sequence[_Talk], shown: Sequence[_Talk] | None, k: int
 ) -> Iterator[tuple[list[str], list[str]]]:
   """The turns of k others of its kind, and those of each conversation."""
   of_kind, number = collections.defaultdict[str, list[list[str]]](list), collections.Counter[str]()
-  for talk, kind in shown:
+  for talk, kind in shown or ():
     of_kind[kind].append(talk)
   for talk, kind in asked:
+    own = [talk[i : i + 2] for i in range(0, len(talk), 2)]
     others, first = of_kind[kind], number[kind] + 1  # in a file it is the one before them
+    if shown is None:  # the last k of its own, and the last is to be answered
+      others, first, talk = own, -1 - k, own[-1]
     if k >= len(others):
       problem = f'{k} must be less than {len(others)}, the examples of kind {kind!r}'
       raise errors.UserError('shots', problem)

@@ -2,6 +2,7 @@
 
 import collections
 import json
+from collections.abc import Callable
 
 import hypothesis
 import numpy as np
@@ -262,7 +263,10 @@ def test_a_source_without_conversations_or_their_end_is_refused(tmp_path, key, v
 def test_what_is_held_out_is_never_asked_in_training(name, monkeypatch):
   monkeypatch.setattr(rules, 'NUMBERS', {'train': 6000, 'validation': 300})
   made = {split: list(rules.conversations(name, split)) for split in rules.NUMBERS}
-  asked = {split: {each.turns[0] for each in of} for split, of in made.items()}
+  asked = {
+    split: {(name in rules.HIDDEN and each.kind, turn) for each in of for turn in each.turns[::2]}
+    for split, of in made.items()
+  }
   assert not asked['train'] & asked['validation']
   assert len(asked['validation']) > 200
   kinds = collections.Counter(each.kind for each in made['validation'])
@@ -293,6 +297,33 @@ def test_rules_answer_rightly():
   assert answers['the seventh of January, twenty sixty-two'] == '2062-01-07'
   assert answers['the twenty-first of March, nineteen thirty-nine'] == '1939-03-21'
   assert answers['Tuesday, August 16th, 1966'] == '1966-08-16'
+
+
+_MADE: dict[str, Callable[[str], str]] = {
+  'copy': str,
+  'swap': lambda word: ''.join(reversed(word)),
+  'first': lambda word: word[:1],
+  'last': lambda word: word[-1:],
+  'first twice': lambda word: word[:1] * 2,
+  'last twice': lambda word: word[-1:] * 2,
+  'upper': lambda word: ''.join(c.upper() for c in word),
+  'lower': lambda word: ''.join(c.lower() for c in word),
+  'next letter': lambda word: ''.join(chr(ord(c) + 1 - 26 * (c in 'Zz')) for c in word),
+}
+
+
+def test_all_examples_of_a_hidden_rule_follow_it():
+  of_a = set[str | None]()
+  for made in rules.conversations('analogies', 'validation'):
+    prompts, responses = made.turns[::2], made.turns[1::2]
+    assert len(set(prompts)) == len(responses) == 33
+    if made.kind in _MADE:
+      assert responses == [_MADE[made.kind](word) for word in prompts]
+    else:
+      pairs = set(zip(''.join(prompts).lower(), ''.join(responses).lower(), strict=True))
+      assert len(pairs) == len(dict(pairs)) == len({new for _, new in pairs})
+      of_a.add(dict(pairs).get('a'))
+  assert len(of_a) > 10  # each conversation has its own
 
 
 def test_a_source_by_rule_has_splits_and_turns():

@@ -102,7 +102,18 @@ def test_shots_are_others_of_the_kind_with_their_responses(lines):
 
 def test_what_is_shown_of_a_made_source_is_of_those_to_train_on():
   asked, shown = exact_match._read('builtin:instructions', 12)
-  assert len(asked) == 12 and len(shown) == rules.NUMBERS['train']
+  assert shown and len(asked) == 12 and len(shown) == rules.NUMBERS['train']
   assert not {talk[-2] for talk, _ in asked} & {talk[-2] for talk, _ in shown}
   for before, talk in exact_match._with_shots(asked, shown, 3):
     assert len(before) == 6 and len(talk) == 2
+
+
+def test_what_is_shown_of_a_hidden_rule_is_the_conversation_itself():
+  asked, shown = exact_match._read('builtin:analogies', 12)
+  assert len(asked) == 12 and shown is None
+  for k in (0, 1, 32):
+    found = list(exact_match._with_shots(asked, shown, k))
+    assert [[*before, *talk] for before, talk in found] == [talk[-2 * k - 2 :] for talk, _ in asked]
+    assert all(len(talk) == 2 for _, talk in found)
+  error = raised.user_error(list, exact_match._with_shots(asked, shown, 33))
+  assert error.key == 'shots' and '33' in error.problem

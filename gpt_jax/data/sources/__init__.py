@@ -67,8 +67,8 @@ def open_source(
   `builtin:python-reference` is the prose of CPython's language reference, a document per topic.
   `text_field` is the field, column or feature that holds the text, `label_field` the one that holds
   the class of a document, empty for none. With a `template`, the documents are the turns of
-  conversations, as `turns.labelled` gives them: those of JSON lines, or of `builtin:instructions`
-  and `builtin:dates`, which are made by `rules`.
+  conversations, as `turns.labelled` gives them: those of JSON lines, or of `builtin:instructions`,
+  `builtin:dates` and `builtin:analogies`, which are made by `rules`.
   """
   scheme, _, name = spec.partition(':')
   if label_field and scheme in ('builtin', 'text'):

@@ -5,12 +5,15 @@ What is asked about in validation is never asked about in training.
 
 import datetime
 import random
+import string
 import types
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 NUMBERS = {'train': 20_000, 'validation': 600}  # conversations of each split
+# Sources whose prompts don't say what to do: all of a conversation, as many as here, follow a rule.
+HIDDEN = {'analogies': 33}
 
 _VOWELS, _CONSONANTS = 'aeiou', 'bcdfghjklmnpqrstvwxyz'
 _PEOPLE = ('Ann', 'Ben', 'Eve', 'Ian', 'Kim', 'Leo', 'Mia', 'Tom')
@@ -50,22 +53,30 @@ class _Rule(NamedTuple):
   answer: Callable[[Any], str]
 
 
+_Drawn = Callable[[random.Random], _Rule]  # a rule of its own for each conversation
+
+
 def conversations(name: str, split: str) -> Iterator[Conversation]:
   """Yields the conversations of a split of `builtin:NAME`, its kinds in turn.
 
-  In training a quarter of them, if there are several kinds, has a prompt of any kind before it.
+  A conversation of a source in `HIDDEN` has one kind and no prompt twice. Of the others, a quarter
+  of those to train on, if there are several kinds, has a prompt of any kind before it.
   """
   rules = RULES[name]
   for number in range(NUMBERS[split]):
     random_ = random.Random(f'{name} {split} {number}')
     kind, turns = list(rules)[number % len(rules)], list[str]()
-    kinds = [kind]
-    if split == 'train' and len(rules) > 1:
+    kinds = [kind] * HIDDEN.get(name, 1)
+    if split == 'train' and name in HIDDEN:
+      kinds = kinds[random_.randrange(len(kinds)) :]
+    elif split == 'train' and len(rules) > 1:
       kinds = [*random_.choices(list(rules), k=random_.randrange(4) // 3), kind]
+    drawn = {each: rule(random_) if callable(rule) else rule for each, rule in rules.items()}
     for each in kinds:
-      rule = rules[each]
+      rule = drawn[each]
       x = rule.draw(random_)
-      while (zlib.crc32(f'{each} {x}'.encode()) % 10 == 0) != (split == 'validation'):
+      held_out = split == 'validation'
+      while (zlib.crc32(f'{each} {x}'.encode()) % 10 == 0) != held_out or x in turns[::2]:
         x = rule.draw(random_)
       turns += [random_.choice(rule.prompts).format(x=x), rule.answer(x)]
     yield Conversation(f'builtin:{name} {split} {number}', kind, turns)
@@ -110,7 +121,19 @@ def _date(random_: random.Random) -> types.SimpleNamespace:
   )
 
 
-RULES = {
+def _analogy(answer: Callable[[str], str]) -> _Rule:
+  upper, lower = string.ascii_uppercase, string.ascii_lowercase
+  return _Rule(('{x}',), lambda random_: random_.choice(upper) + random_.choice(lower), answer)
+
+
+def _code(letters: Sequence[str]) -> _Rule:
+  """Has the first of 26 letters stand for a, and so on."""
+  code = ''.join(letters)
+  table = str.maketrans(string.ascii_letters, code + code.upper())
+  return _analogy(lambda x: x.translate(table))
+
+
+RULES: dict[str, dict[str, _Rule | _Drawn]] = {
   'instructions': {
     'add': _Rule(
       ('What is {x[0]} + {x[1]}?', 'Add {x[0]} and {x[1]}.'), _sum, lambda x: str(sum(x))
@@ -149,5 +172,17 @@ RULES = {
       _date,
       lambda x: x.iso,
     ),
+  },
+  'analogies': {
+    'copy': _analogy(str),
+    'swap': _analogy(lambda x: x[::-1]),
+    'first': _analogy(lambda x: x[0]),
+    'last': _analogy(lambda x: x[1]),
+    'first twice': _analogy(lambda x: x[0] * 2),
+    'last twice': _analogy(lambda x: x[1] * 2),
+    'upper': _analogy(str.upper),
+    'lower': _analogy(str.lower),
+    'next letter': _code(string.ascii_lowercase[1:] + 'a'),
+    'cipher': lambda random_: _code(random_.sample(string.ascii_lowercase, 26)),
   },
 }
