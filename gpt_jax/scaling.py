@@ -21,7 +21,7 @@ if TYPE_CHECKING:
   from gpt_jax.training import scaling_law
 
 # What is trained by default, as shares of the config's own.
-_WIDTHS, _TOKENS = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2), (1 / 8, 1 / 4, 1 / 2, 1)
+_WIDTHS, _TOKENS = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2), (1 / 4, 1 / 2, 1, 2)
 _FEWEST = 6  # runs, for a law of five numbers
 
 
@@ -32,7 +32,10 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_string('workdir', None, doc, flag_values=values)
   for name, doc in (
     ('widths', "Widths to train; from an eighth to half of the config's by default."),
-    ('tokens', "Tokens to train for, such as 1e6; from an eighth to all of the config's."),
+    (
+      'tokens',
+      "Tokens to train for, such as 1e6; from a quarter of the config's to twice as many.",
+    ),
     ('flops', "Budgets to find the best width for, such as 1e15; the config's by default."),
   ):
     flags.DEFINE_list(name, [], doc, flag_values=values)
@@ -61,10 +64,10 @@ def main(values: flags.FlagValues, config: config_lib.Config) -> None:
     print(f'{best.size.params:,} parameters, {best.tokens:,} tokens, loss {best.loss:.3f}')
   loss = fit.law.loss(size.params, tokens)
   low, high = fit.spread(lambda law: law.loss(size.params, tokens))
-  print(f'for the config: loss {loss:.3f} ({low:.3f} to {high:.3f})', flush=True)
+  print(f'for the config: loss {loss:.3f} ({low:.3f} to {high:.3f}) predicted', flush=True)
   trained = [_train(config, folder)] if values.check else []
   for run in trained:
-    print(f'it is {run.loss / loss - 1:+.1%} off')
+    print(f'{run.loss:.3f} trained, {run.loss / loss - 1:+.1%}')
   picture = pictures.scaling(fit.law, runs, trained, list(sizes.values()))
   atomic.write_bytes(folder / 'scaling.png', pictures.png(picture))
   found = {'law': dataclasses.asdict(fit.law), 'loss': loss, 'between': [low, high]}
@@ -150,20 +153,21 @@ def _tokens(config: config_lib.Config) -> int:
 
 
 def _sizes(config: config_lib.Config, run: pathlib.Path) -> 'dict[int, scaling_law.Size]':
-  """Sizes of many widths up to eight times that of the config, with the vocabulary of a run."""
+  """Sizes of many widths, from that of a run to eight times that of the config."""
   import numpy as np
 
   from gpt_jax.training import overview, scaling_law
 
-  vocab_size, step = overview.read(run).config.model.vocab_size, config.model.head_width
-  three = (step, 2 * step, 3 * step)
-  models = (knobs.replace(config.model, {'n_embd': w, 'vocab_size': vocab_size}) for w in three)
+  first, widest = overview.read(run).config.model, 8 * config.model.n_embd
+  three = (1, 2, 3)
+  models = (dataclasses.replace(first, n_embd=width, n_head=1) for width in three)
   _, params, flops = zip(*map(_size, models), strict=True)
-  widths = range(step, 8 * config.model.n_embd + 1, step)
+  step = max(1, first.n_embd // 4)
+  widths = sorted({*range(first.n_embd, widest + 1, step), config.model.n_embd})
   # Both are polynomials of degree 2, and shapes are slow to find.
   of_all = [np.polyval(np.polyfit(three, values, 2), widths) for values in (params, flops)]
   return {
-    w: scaling_law.Size(w, round(n), each) for w, n, each in zip(widths, *of_all, strict=True)
+    w: scaling_law.Size(w, round(n), float(f)) for w, n, f in zip(widths, *of_all, strict=True)
   }
 
 

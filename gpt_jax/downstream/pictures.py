@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import colors, figure
 
+from gpt_jax import progress
 from gpt_jax.evaluation import exact_match
 from gpt_jax.training import metrics
 
@@ -93,8 +94,12 @@ def scaling(
     right.plot([each.params for each in sizes], losses, style, color=color, label=f'{flops:.1e}')
     best = law.best(sizes, flops)
     right.plot(best.size.params, best.loss, 'v', color=color)
+  counts = sorted({run.tokens for run in runs})
   left.set(xscale='log', xlabel='tokens', ylabel='validation loss (nats per token)')
-  right.set(xscale='log', xlabel='parameters', ylim=left.get_ylim())
+  left.set_xticks(counts, [progress.short(count) for count in counts], minor=False)
+  left.minorticks_off()
+  losses = [run.loss for run in (*runs, *others)]
+  right.set(xscale='log', xlabel='parameters', ylim=(0.8 * min(losses), 1.1 * max(losses)))
   left.legend(title='width, parameters (★ not fitted)')
   right.legend(title='FLOPs (▼ the best size for them)')
   for ax in (left, right):
