@@ -4,9 +4,10 @@
     python -m gpt_jax.evaluate --model=runs/instructions --data=examples:builtin:instructions
     python -m gpt_jax.sample --model=runs/instructions --chat --temperature=0
 
-0.8 million parameters, a token a byte, from random parameters. 590 s of a core's time. After 1,200
-of the 2,400 steps 87 % of 600 held-out prompts are answered exactly right, in the end 99.8 % (count
-99 %, all other kinds 100 %; one run, validation loss 0.0067); by the quickstart's model none.
+0.8 million parameters, a token a byte, from random parameters, by Muon. 475 s of a core's time.
+Of 600 held-out prompts 94.7 % are answered exactly right in the end (yes or no 78 %,
+sort 93 %, the others 98 % and more; one run, validation loss 0.0353), by the quickstart's model
+none; of 300 held-out second prompts of a conversation 70.3 %.
 """
 
 from gpt_jax import config as config_lib
@@ -32,18 +33,21 @@ def get_config() -> config_lib.Config:
       row_length=256,
     ),
     train=config_lib.TrainConfig(
-      steps=2400,
+      steps=1000,
       batch_size=8,
       log_every=10,
-      eval_every=400,
+      eval_every=200,
       eval_batches=13,
-      checkpoint_every=400,
+      checkpoint_every=200,
     ),
     optimizer=config_lib.OptimizerConfig(
-      learning_rate=2e-3,
-      min_learning_rate=2e-4,
-      warmup_steps=100,
-      schedule='cosine',
+      kind='muon',
+      learning_rate=1e-2,
+      min_learning_rate=1e-4,
+      warmup_steps=50,
+      schedule='wsd',
+      decay_steps=500,
+      cautious=True,
       weight_decay=0.1,
       b1=0.9,
       b2=0.99,

@@ -326,6 +326,13 @@ def test_all_examples_of_a_hidden_rule_follow_it():
   assert len(of_a) > 10  # each conversation has its own
 
 
+def test_conversations_to_train_on_have_more_prompts_of_any_kind_before_the_last():
+  lengths = collections.Counter(len(c.turns) for c in rules.conversations('instructions', 'train'))
+  assert set(lengths) == {2, 4, 6, 8} and min(lengths.values()) > rules.NUMBERS['train'] / 5
+  for name, split in (('instructions', 'validation'), ('dates', 'train'), ('dates', 'validation')):
+    assert all(len(each.turns) == 2 for each in rules.conversations(name, split))
+
+
 def test_a_source_by_rule_has_splits_and_turns():
   source = sources.open_source('builtin:dates', text_field='text', template='<{prompt}>')
   assert [part.split for part in source.parts] == ['train', 'validation']

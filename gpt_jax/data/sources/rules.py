@@ -59,8 +59,8 @@ _Drawn = Callable[[random.Random], _Rule]  # a rule of its own for each conversa
 def conversations(name: str, split: str) -> Iterator[Conversation]:
   """Yields the conversations of a split of `builtin:NAME`, its kinds in turn.
 
-  A conversation of a source in `HIDDEN` has one kind and no prompt twice. Of the others, a quarter
-  of those to train on, if there are several kinds, has a prompt of any kind before it.
+  A conversation of a source in `HIDDEN` has one kind and no prompt twice. Of the others, those to
+  train on have up to three prompts of any kind before it, if there are several kinds.
   """
   rules = RULES[name]
   for number in range(NUMBERS[split]):
@@ -70,7 +70,7 @@ def conversations(name: str, split: str) -> Iterator[Conversation]:
     if split == 'train' and name in HIDDEN:
       kinds = kinds[random_.randrange(len(kinds)) :]
     elif split == 'train' and len(rules) > 1:
-      kinds = [*random_.choices(list(rules), k=random_.randrange(4) // 3), kind]
+      kinds = [*random_.choices(list(rules), k=random_.randrange(4)), kind]
     drawn = {each: rule(random_) if callable(rule) else rule for each, rule in rules.items()}
     for each in kinds:
       rule = drawn[each]
