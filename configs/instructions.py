@@ -4,10 +4,10 @@
     python -m gpt_jax.evaluate --model=runs/instructions --data=examples:builtin:instructions
     python -m gpt_jax.sample --model=runs/instructions --chat --temperature=0
 
-0.8 million parameters, a token a byte, from random parameters, by Muon. 475 s of a core's time.
-Of 600 held-out prompts 94.7 % are answered exactly right in the end (yes or no 78 %,
-sort 93 %, the others 98 % and more; one run, validation loss 0.0353), by the quickstart's model
-none; of 300 held-out second prompts of a conversation 70.3 %.
+0.8 million parameters, a token a byte, from random parameters, by Muon. 890 s of a core's time.
+Of 600 held-out prompts all are answered exactly right in the end (one run, validation loss 0.0014),
+by the quickstart's model none; of 300 held-out second prompts of a conversation 95.7 %. With 1,000
+steps (decay_steps=500) it was 94.7 and 70.3 %, in 475 s.
 """
 
 from gpt_jax import config as config_lib
@@ -33,7 +33,7 @@ def get_config() -> config_lib.Config:
       row_length=256,
     ),
     train=config_lib.TrainConfig(
-      steps=1000,
+      steps=2000,
       batch_size=8,
       log_every=10,
       eval_every=200,
@@ -46,7 +46,7 @@ def get_config() -> config_lib.Config:
       min_learning_rate=1e-4,
       warmup_steps=50,
       schedule='wsd',
-      decay_steps=500,
+      decay_steps=1000,
       cautious=True,
       weight_decay=0.1,
       b1=0.9,
