@@ -33,7 +33,7 @@ def encode(
     except errors.UserError as e:
       raise e.at(key) from e
     if tokenizer.bos_id is not None and config.kind != 'encoder_decoder':
-      prompt = np.concatenate([[tokenizer.bos_id], prompt])
+      prompt = [tokenizer.bos_id, *prompt]
   ids_L = as_array(prompt)
   if ids_L.ndim != 1:
     raise errors.UserError(key, f'{prompt!r} must be text or a list of token ids')
