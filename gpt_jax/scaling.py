@@ -51,9 +51,10 @@ def main(values: flags.FlagValues, config: config_lib.Config) -> None:
   print(f'{"width":>8}{"parameters":>14}{"tokens":>14}{"loss":>9}')
   runs = [_train(each, folder) for each in grid]
   from gpt_jax.downstream import pictures
-  from gpt_jax.training import scaling_law
+  from gpt_jax.training import overview, scaling_law
 
-  fit, sizes = scaling_law.fit(runs), _sizes(config, folder / _name(grid[0]))
+  narrowest = overview.read(folder / _name(grid[0])).config.model
+  fit, sizes = scaling_law.fit(runs), _sizes(narrowest, config.model.n_embd)
   print(f'\n{fit}')
   size, tokens = sizes[config.model.n_embd], _tokens(config)
   budgets = budgets or [size.flops * tokens]
@@ -152,18 +153,16 @@ def _tokens(config: config_lib.Config) -> int:
   return config.train.steps * config.train.batch_size * config.row_length
 
 
-def _sizes(config: config_lib.Config, run: pathlib.Path) -> 'dict[int, scaling_law.Size]':
-  """Sizes of many widths, from that of a run to eight times that of the config."""
+def _sizes(narrowest: config_lib.ModelConfig, width: int) -> 'dict[int, scaling_law.Size]':
+  """Sizes of many widths from that of a model to eight times `width`."""
   import numpy as np
 
-  from gpt_jax.training import overview, scaling_law
+  from gpt_jax.training import scaling_law
 
-  first, widest = overview.read(run).config.model, 8 * config.model.n_embd
-  three = (1, 2, 3)
-  models = (dataclasses.replace(first, n_embd=width, n_head=1) for width in three)
+  first, three = narrowest.n_embd, (1, 2, 3)
+  models = (dataclasses.replace(narrowest, n_embd=n, n_head=1) for n in three)
   _, params, flops = zip(*map(_size, models), strict=True)
-  step = max(1, first.n_embd // 4)
-  widths = sorted({*range(first.n_embd, widest + 1, step), config.model.n_embd})
+  widths = sorted({*range(first, 8 * width + 1, max(1, first // 4)), width})
   # Both are polynomials of degree 2, and shapes are slow to find.
   of_all = [np.polyval(np.polyfit(three, values, 2), widths) for values in (params, flops)]
   return {
