@@ -51,10 +51,10 @@ def test_the_installed_command_trains_and_samples_in_an_empty_folder(
   names = ('PATH', 'HOME', 'JAX_PLATFORMS')
   environment = {name: os.environ[name] for name in names if name in os.environ}
   environment |= {'XDG_CACHE_HOME': str(tmp_path / 'cache')}
+  options = {'cwd': empty, 'env': environment, 'text': True, 'capture_output': True}
 
   def run(*args: str) -> str:
     command = [str(venv / 'bin' / 'gpt-jax'), *args]
-    options = {'cwd': empty, 'env': environment, 'text': True, 'capture_output': True}
     done = subprocess.run(command, **options, check=False)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
     return str(done.stdout)
@@ -67,4 +67,4 @@ def test_the_installed_command_trains_and_samples_in_an_empty_folder(
   assert 'results in  runs/quickstart' in run('train', '--config=quickstart', *short)
   assert 'The ' in run('sample', '--model=runs/quickstart', '--prompt=The ', '--max_new_tokens=3')
   where = [str(python), '-c', 'import gpt_jax; print(gpt_jax.__file__)']
-  assert str(venv) in subprocess.run(where, cwd=empty, text=True, capture_output=True).stdout
+  assert str(venv) in subprocess.run(where, **options).stdout  # type: ignore[call-overload]
