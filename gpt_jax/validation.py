@@ -88,7 +88,8 @@ def problems(config: config_lib.Config) -> list[errors.UserError]:
     return not any(by_key[key] for key in keys)
 
   found = [error for each in by_key.values() for error in each]
-  for rules in (_model_rules, _data_rules, _training_rules) if _has_sections(config) else ():
+  every = (_model_rules, _data_rules, _span_rules, _training_rules)
+  for rules in every if _has_sections(config) else ():
     found += rules(config, valid)
   return found
 
@@ -200,12 +201,6 @@ def _data_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
         elif 'mask' not in data.special_tokens.split():
           problem = f'{data.special_tokens!r} must name mask for `task={config.task}`'
           yield errors.UserError('data.special_tokens', problem)
-  if valid('task', 'data.chunks', 'model.block_size') and config.task == 'spans':
-    if config.has_segments:
-      problem = f'{data.chunks} must be windows or partition for `task=spans`'
-      yield errors.UserError('data.chunks', problem)
-    if most < 3:
-      yield errors.UserError('model.block_size', f'{most} must be at least 3 for `task=spans`')
   keys = ('data.chunks', 'data.min_length', 'data.max_length', 'model.block_size')
   if valid(*keys, 'data.sentence_end') and data.chunks == 'sentences':
     if not data.min_length <= data.max_length <= most + 1:
@@ -214,6 +209,15 @@ def _data_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
       yield errors.UserError('data.max_length', problem)
     if not data.sentence_end.split():
       yield errors.UserError('data.sentence_end', 'must name at least one token, such as .')
+
+
+def _span_rules(config: config_lib.Config, valid: _Valid) -> _Errors:
+  if valid('task', 'data.chunks', 'model.block_size') and config.task == 'spans':
+    if config.has_segments:
+      problem = f'{config.data.chunks} must be windows or partition for `task=spans`'
+      yield errors.UserError('data.chunks', problem)
+    if (most := config.model.block_size) < 3:
+      yield errors.UserError('model.block_size', f'{most} must be at least 3 for `task=spans`')
 
 
 def _training_rules(config: config_lib.Config, valid: _Valid) -> _Errors:

@@ -65,9 +65,8 @@ def open_data(config: config_lib.Config, *, check: Callable[[], None] | None) ->
   if config.data.template:
     classes = conversations.TURNS
   if config.task == 'classify' and len(classes) < 2:
-    problem = f'{config.data.label_field!r} holds ' + (
-      f'only {classes[0]}' if classes else 'no class'
-    )
+    held = f'only {classes[0]}' if classes else 'no class'
+    problem = f'{config.data.label_field!r} holds {held}'
     fix = 'at least 2 classes are needed; does it name the field that holds them?'
     raise errors.UserError('data.label_field', problem, fix)
 

@@ -66,7 +66,12 @@ def opened(
     for name in names:
       values = {knob.key: knob.value for knob in knobs.knobs(config)}
       start = _mlflow if name == 'mlflow' else _wandb
-      tracker = start(name, run.path.name, json_files.read(run.trackers)['id'], values)
+      identity = json_files.read(run.trackers)['id']
+      try:
+        tracker = start(name, run.path.name, identity, values)
+      except Exception as e:  # each has its own
+        problem = f'{name} cannot be started ({e!r:.300})'
+        raise errors.UserError('train.trackers', problem, 'see its documentation') from e
       stack.callback(tracker.close)
       writers.append(tracker)
     yield writers

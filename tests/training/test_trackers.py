@@ -113,6 +113,19 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
   assert capsys.readouterr().err.count('no network') == 1
 
 
+def test_a_tracker_that_does_not_start_is_a_user_error(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  def init(**_: object) -> None:
+    raise PermissionError('no API key')
+
+  fake: Any = types.SimpleNamespace(__spec__=object(), init=init)
+  monkeypatch.setitem(sys.modules, 'wandb', fake)
+  config = runs.make_config(tmp_path, train__trackers='wandb')
+  error = raised.user_error(runs.run, config, tmp_path / 'run')
+  assert error.key == 'train.trackers' and 'no API key' in error.problem
+
+
 def test_a_missing_package_is_named_before_anything_slow(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
