@@ -7,8 +7,8 @@
 A conversation has up to 33 examples of one rule, such as Qd>dQ. 0.5 million parameters, a token a
 byte, from random parameters; 216 s of the time of one busy core, preparing the text included
 (jax 0.10). Exactly right, of 600 held-out prompts: 2 % without a shot, 63 % with one, 70 % with 16,
-66 % with 32 (one run, validation loss 0.690, still falling). README.md, "Instructions", has the
-kinds: a cipher drawn for each conversation isn't learned at all.
+66 % with 32 (one run, validation loss 0.690, still falling). docs/instructions.md has
+the kinds: a cipher drawn for each conversation isn't learned at all.
 
 Harder ones were tried first: of three letters a to h, with rules such as sort and rotate,
 this model saw from 32 shots only how long a response is (after 750 steps, learning rate 1e-2); of

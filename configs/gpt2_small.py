@@ -8,7 +8,8 @@ there are less; the result is the same except for rounding. Parameters, gradient
 moments take 2.0 GB, which mesh.fsdp shards over devices.
 
 The text is PG-19 (28,752 books), which TFDS downloads and prepares on first use; its validation and
-test books are the last 0.5 %. For other text: --config.data.source=tfds:NAME or text:GLOB.
+test books are the last 0.5 %. For other text: --config.data.source=parquet:FOLDER and others;
+README.md has the commands for ten billion tokens of FineWeb-Edu.
 
 The peak learning rate is that of GPT-3 at this size (Brown et al. 2020, table 2.1). Measured so
 far: the parameter count, the initial loss and its fall over the first steps; no run of this length

@@ -12,8 +12,8 @@ AdamW in configs/shakespeare_char_cpu.py, whose learning rate is nanoGPT's: 1.90
 A step takes 1.5 times the processor time of one of those: its batch is small, and to make updates
 orthogonal costs the same whatever the batch.
 
-The learning rate hasn't been tuned for 1000 steps; for 100, 1.6e-2 and more was best. README.md,
-"Optimizer", has more figures.
+The learning rate hasn't been tuned for 1000 steps; for 100, 1.6e-2 and more was best.
+docs/optimizer.md has more figures.
 """
 
 import dataclasses

@@ -126,9 +126,9 @@ def min_p(logits_BC: jax.Array, p: jax.typing.ArrayLike) -> jax.Array:
 def typical(logits_BC: jax.Array, mass: jax.typing.ArrayLike) -> jax.Array:
   """Keeps the smallest set of most typical tokens whose probabilities sum to at least `mass`.
 
-  A token is typical if its surprise is close to the expected one: |-log p(token) - entropy| is
-  small. 0 keeps one token, 1 all. Of equally typical tokens, the first are kept. Meister et al.
-  2023, "Locally Typical Sampling", §4.
+  A token is typical if its surprise, -log p(token), is close to the expected one, the entropy. 0
+  keeps one token, 1 all. Of equally typical tokens, the first are kept. Meister et al. 2023,
+  "Locally Typical Sampling", §4.
   """
   surprise_BC = -jax.nn.log_softmax(logits_BC)
   p_BC = jnp.exp(-surprise_BC)

@@ -4,6 +4,7 @@ Code outside of this package asks for the model of a config, and knows nothing o
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -72,8 +73,15 @@ def abstract_params(
   config: config_lib.ModelConfig, sharding: jax.sharding.Sharding | None = None
 ) -> Any:
   """Returns the tree of parameters as shapes and types, each with `sharding` if it is given."""
-  shapes = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _shapes(config)
+  )
+
+
+@functools.cache
+def _shapes(config: config_lib.ModelConfig) -> Any:
+  """Traces `init`, which takes seconds for a deep model, once."""
+  return jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
 
 
 def parameter_count(config: config_lib.ModelConfig) -> int:

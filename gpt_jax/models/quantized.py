@@ -1,7 +1,7 @@
 """Weights of fewer bits, for inference: decoding reads all of them for each token.
 
 Layout and spelling of the products are those that XLA's CPU backend computes fastest, in jax 0.10
-and 0.12 (`PERFORMANCE.md`).
+and 0.12 (`docs/performance.md`).
 
 Shapes in names: N rows, D inputs, F outputs.
 """

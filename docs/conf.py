@@ -1,0 +1,83 @@
+"""Builds the documentation as a site: sphinx-build -c docs . site
+
+Its pages are the files that a reader of the repository sees. Made here is only what the program
+knows better: the order of the pages, what each command takes, the configs.
+"""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from sphinx import application
+
+import gpt_jax
+from gpt_jax import __main__
+
+project, author, version = 'gpt_jax', 'the authors of gpt_jax', gpt_jax.__version__
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
+root_doc = 'README'
+include_patterns = [
+  'README.md',
+  'CHANGELOG.md',
+  'CONTRIBUTING.md',
+  'docs/*.md',
+  'notebooks/*.ipynb',
+]
+html_theme, html_title, html_copy_source = 'furo', 'gpt_jax', False
+myst_heading_anchors = 3
+nb_execution_mode = 'off'  # the notebooks have their outputs
+default_role = 'code'  # docstrings quote as Markdown does
+napoleon_use_ivar = True  # or attributes are described twice
+autodoc_member_order = 'bysource'
+autodoc_default_options = {'members': True}
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_PAGES = {
+  'Guides': 'training data sampling weights measuring optimizer scaling_law scale inside',
+  'Tasks': 'film_reviews instructions encoders',
+  'Reference': 'commands configs reference performance',
+}
+
+
+def _contents() -> str:
+  """Returns the navigation, which stands at the end of the first page and isn't shown there."""
+  pages = {caption: [f'docs/{n}' for n in names.split()] for caption, names in _PAGES.items()}
+  notebooks = [f'notebooks/{path.stem}' for path in sorted(_ROOT.glob('notebooks/*.ipynb'))]
+  pages = {**pages, 'Notebooks': notebooks, 'Contributing': ['CONTRIBUTING', 'CHANGELOG']}
+  tree = '```{{toctree}}\n:hidden:\n:caption: {}\n\n{}\n```\n'
+  return '\n'.join(tree.format(caption, '\n'.join(names)) for caption, names in pages.items())
+
+
+def _commands() -> str:
+  """Returns what --help of each command prints."""
+  texts = []
+  for name in __main__.commands():
+    command = [sys.executable, '-m', f'gpt_jax.{name}', '--help']
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
+    texts.append(f'## {name}\n\n```text\n{done.stdout}```\n')
+  return '\n'.join(texts)
+
+
+def _configs() -> str:
+  """Returns each config, which is its own documentation."""
+  files = sorted(_ROOT.glob('configs/*.py'))
+  return '\n'.join(f'## {p.stem}\n\n```python\n{p.read_text("utf-8")}```\n' for p in files)
+
+
+_MADE = {'README': _contents, 'docs/commands': _commands, 'docs/configs': _configs}
+
+
+def _complete(app: application.Sphinx, name: str, source: list[str]) -> None:
+  if name in _MADE:
+    source[0] += f'\n{_MADE[name]()}'
+
+
+def _write_index(app: application.Sphinx, error: Exception | None) -> None:
+  if not error:
+    shutil.copy(app.outdir / 'README.html', app.outdir / 'index.html')
+
+
+def setup(app: application.Sphinx) -> None:
+  app.connect('source-read', _complete)
+  app.connect('build-finished', _write_index)
