@@ -4,11 +4,12 @@ No other module knows how a flag is spelled: errors name arguments and config ke
 """
 
 import contextlib
+import json
 import logging
 import pathlib
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from absl import flags
@@ -172,6 +173,29 @@ def _config_names() -> list[str]:
   return sorted(path.stem for path in _CONFIGS.glob('*.py'))
 
 
+def define_json(flag_values: flags.FlagValues) -> None:
+  """Defines --json, which means the same for each command that has it."""
+  doc = 'Print JSON alone, an object a line; all else goes to standard error.'
+  flags.DEFINE_boolean('json', False, doc, flag_values=flag_values)
+
+
+def show(
+  flag_values: flags.FlagValues,
+  records: Iterable[Mapping[str, Any]],
+  text: str,
+  *,
+  both: bool = False,
+) -> None:
+  """Prints `text` or, with --json, each of `records` as a line of JSON.
+
+  With `both`, `text` goes to standard error then: of what was waited for long.
+  """
+  for record in records if flag_values.json else ():
+    print(json.dumps(record, ensure_ascii=False))
+  if both or not flag_values.json:
+    print(text, file=sys.stderr if flag_values.json else sys.stdout)
+
+
 def define_mesh(flag_values: flags.FlagValues) -> None:
   """Defines flags of the axes of a mesh, such as --mesh.tensor, each 1 by default."""
   for knob in knobs.knobs(config_lib.MeshConfig()):
@@ -206,7 +230,8 @@ def _without_wrong_types(
         knobs.parse(name, kind, value)
       valid.append(arg)
     except errors.UserError as e:
-      found.append(e.at(name.removeprefix('config.')))
+      fix = f'write `json` > {value}' if name == 'json' else e.fix
+      found.append(errors.UserError(name.removeprefix('config.'), e.problem, fix))
   return valid, found
 
 

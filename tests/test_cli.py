@@ -12,6 +12,7 @@ from absl import flags
 
 from gpt_jax import (
   bench,
+  checkpoints,
   classify,
   cli,
   convert,
@@ -42,7 +43,7 @@ def get_config():
   return config_lib.Config(model=config_lib.ModelConfig(n_layer=3))
 """
 _MODULES = [train, prepare, sample, evaluate, convert, show_tokens]
-_MODULES += [classify, search, inspect, plot, runs, bench, scaling]
+_MODULES += [classify, search, inspect, plot, runs, bench, scaling, checkpoints]
 _COMMANDS = {module.__name__.removeprefix('gpt_jax.'): module for module in _MODULES}
 _WITH_CONFIG = {'train', 'prepare', 'bench', 'scaling'}
 
@@ -270,6 +271,16 @@ def test_a_mistake_ends_with_2_and_a_paragraph_before_jax_is_imported(config_fil
   done, messages = _run_without_jax(f'gpt_jax.{command}', *config, wrong)
   assert done.returncode == 2 and done.stdout == ''
   assert messages.startswith('error: ') and messages.count('\n') == 1
+
+
+def test_json_is_the_same_switch_wherever_it_is():
+  defined = {name: module.define_flags() for name, module in _COMMANDS.items()}
+  having = {name: values['json'] for name, values in defined.items() if 'json' in values}
+  reports = {'sample', 'classify', 'evaluate', 'bench', 'runs', 'search', 'show_tokens'}
+  assert reports | {'checkpoints'} == set(having)
+  assert {(flag.help, flag.default, flag.boolean) for flag in having.values()} == {
+    (having['sample'].help, False, True)
+  }
 
 
 @pytest.mark.parametrize('command', _COMMANDS)
