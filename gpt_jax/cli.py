@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import pathlib
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -106,9 +107,8 @@ def render(
 
   def line(single: errors.UserError) -> str:
     text = single.problem + ('; ' if single.fix else '') + single.fix
-    parts = text.split('`')
-    quoted = [spell(part) or f'`{part}`' for part in parts[1::2]]
-    text = ''.join(a + b for a, b in zip(parts[::2], [*quoted, ''], strict=True))
+    # Other backticks are of a text that is quoted.
+    text = re.sub('`([a-z][^`]*)`', lambda found: spell(found[1]) or found[0], text)
     return f'{spell(single.key) or single.key}: {text}'
 
   if len(error.all) == 1:

@@ -231,6 +231,8 @@ _RENDERED = [
   (errors.UserError('workdir', 'bad'), 'error: --workdir: bad'),
   (errors.UserError('a/b.json', 'is `broken`', 'get it again'),
    'error: a/b.json: is `broken`; get it again'),
+  (errors.UserError('prompt', "lacks '`' at position 4", 'set `data.lowercase` or not `'),
+   "error: prompt: lacks '`' at position 4; set --config.data.lowercase or not `"),
   (errors.UserErrors([errors.UserError('data', 'bad'), errors.UserError('init_from', 'bad')]),
    'error: 2 problems:\n  data: bad\n  --config.init_from: bad'),
 ]  # fmt: skip
