@@ -61,4 +61,4 @@ def main(values: flags.FlagValues, config: config_lib.Config, words: list[str]) 
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, takes_config=True, takes_words=True)
+  cli.run(main, define_flags(), doc=__doc__, takes_config=True, words=options_lib.MODES)

@@ -93,4 +93,4 @@ def _remove(values: flags.FlagValues, run: 'run_dir.RunDir', steps: list[int]) -
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, takes_words=True)
+  cli.run(main, define_flags(), doc=__doc__, words=_ACTIONS)

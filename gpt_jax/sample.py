@@ -42,7 +42,7 @@ def define_flags() -> flags.FlagValues:
   ):
     flags.DEFINE_multi_string(name, None, doc, flag_values=values)
     values[name].help = doc  # absl has added words of its own
-  string('draft', None, 'A smaller model that proposes tokens: the same distribution, but faster.')
+  string('draft', None, 'Workdir or directory of a smaller model that proposes tokens: faster.')
   string('dtype', 'auto', cli.DTYPE)
   cli.define_mesh(values)
   cli.define_json(values)

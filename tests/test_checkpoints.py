@@ -31,7 +31,7 @@ def _call(capsys, monkeypatch, *words):
   """Returns exit code, output and messages."""
   monkeypatch.setattr(sys, 'argv', ['checkpoints', *map(str, words)])
   try:
-    cli.run(command.main, command.define_flags(), doc='', takes_words=True)
+    cli.run(command.main, command.define_flags(), doc='', words=())
   except SystemExit as e:
     return e.code, *capsys.readouterr()
   return 0, *capsys.readouterr()

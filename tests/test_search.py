@@ -65,6 +65,7 @@ def test_json_has_a_line_for_each_query(command):
   assert [each['query'] for each in found] == ['a sad story', 'of bytes']
   assert [each['hits'][0]['snippet'] for each in found] == ['a sad story', 'of bytes']
   assert all(len(each['hits']) == 2 for each in found) and 'searched 3 documents' in messages
+  assert 'byte' not in messages  # the place of a document
   readable = command(*args)[0]
   for hit in (hit for each in found for hit in each['hits']):
     assert f'{hit["score"]:.3f}  {hit["place"]}' in readable

@@ -22,7 +22,7 @@ class Options:
   rows: str = _knob('1,8', 'decode: how many texts at once, separated by commas.')
   prompt_tokens: int = _knob(16, 'decode: tokens of each prompt.', at_least=1)
   new_tokens: int = _knob(128, 'decode: tokens generated for each prompt.', at_least=2)
-  model: str = _knob('', 'decode: a model to read; empty: random parameters of the config.')
+  model: str = _knob('', 'decode: workdir or directory of a model; empty: random parameters.')
   dtype: str = _knob(
     'auto', 'decode: type of the weights.', choices=('auto', 'float32', 'bfloat16', 'int8')
   )
