@@ -9,12 +9,11 @@ another program in turn with gpt_jax, each in processes of its own.
 
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
 from absl import flags
 
-from gpt_jax import atomic, cli, errors, knobs
+from gpt_jax import cli, errors, knobs
 from gpt_jax import config as config_lib
 from gpt_jax.benchmarks import options as options_lib
 
@@ -28,11 +27,12 @@ def define_flags() -> flags.FlagValues:
   for knob in knobs.knobs(options_lib.Options()):
     doc = knob.field.metadata['doc']
     define.get(knob.field.type, flags.DEFINE_string)(knob.key, knob.value, doc, flag_values=values)
+  cli.define_json(values)
   return values
 
 
 def main(values: flags.FlagValues, config: config_lib.Config, words: list[str]) -> None:
-  """Measures, prints a line for each figure, and writes JSON if asked to."""
+  """Measures, prints a line for each figure, and JSON if asked to."""
   given: Any = {knob.key: values[knob.key].value for knob in knobs.knobs(options_lib.Options())}
   options = options_lib.Options(**given)
   mode = ' '.join(words)
@@ -51,15 +51,14 @@ def main(values: flags.FlagValues, config: config_lib.Config, words: list[str]) 
     machine = figures.machine(config.mesh) | {'load': round(load, 2)}
     model = f'{config.model.n_layer} layers, width {config.model.n_embd}'
     step = f'{config.model.dtype}, {config.train.batch_size} × {config.row_length} tokens a step'
-    print(', '.join(f'{name} {value}' for name, value in machine.items()))
-    print(f'{mode}, {values.config}: {model}' + (f', {step}' if mode != 'decode' else ''))
-    print(figures.table(found))
-  if options.json:
-    about = {'mode': mode, 'machine': machine, 'options': dataclasses.asdict(options)}
-    about |= {'config': dataclasses.asdict(config)}
-    about |= {'figures': {each.name: each.summary() for each in found}}
-    atomic.write_json(pathlib.Path(options.json), about)
+    lines = [', '.join(f'{name} {value}' for name, value in machine.items())]
+    lines.append(f'{mode}, {values.config}: {model}' + (f', {step}' if mode != 'decode' else ''))
+    lines.append(figures.table(found))
+  about = {'mode': mode, 'machine': machine, 'options': dataclasses.asdict(options)}
+  about |= {'config': dataclasses.asdict(config)}
+  about |= {'figures': {each.name: each.summary() for each in found}}
+  cli.show(values, [about], '\n'.join(lines), both=True)
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, takes_config=True, takes_words=True)
+  cli.run(main, define_flags(), doc=__doc__, takes_config=True, words=options_lib.MODES)

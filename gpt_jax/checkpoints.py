@@ -6,7 +6,7 @@ RUN STEP …` removes some, but never the last intact one. Exit code 2: user err
 
 import datetime
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -19,10 +19,12 @@ _ACTIONS = ('list', 'verify', 'remove')
 
 
 def define_flags() -> flags.FlagValues:
-  return flags.FlagValues()
+  values = flags.FlagValues()
+  cli.define_json(values)
+  return values
 
 
-def main(_: flags.FlagValues, words: list[str]) -> None:
+def main(values: flags.FlagValues, words: list[str]) -> None:
   action, folder, *rest = [*words, '', ''][: max(2, len(words))]
   if action not in _ACTIONS:
     problem = f'{action!r} must be one of {", ".join(_ACTIONS)}'
@@ -37,35 +39,40 @@ def main(_: flags.FlagValues, words: list[str]) -> None:
     fix = "give a run's workdir, such as runs/quickstart"
     raise errors.UserError(folder, 'has no checkpoints', fix)
   if action == 'remove':
-    _remove(run, sorted(map(int, rest)))
+    _remove(values, run, sorted(map(int, rest)))
   else:
-    _show(run, verify=action == 'verify')
+    _show(values, run, verify=action == 'verify')
 
 
-def _show(run: 'run_dir.RunDir', *, verify: bool) -> None:
+def _show(values: flags.FlagValues, run: 'run_dir.RunDir', *, verify: bool) -> None:
   """Prints a line for each checkpoint; exits with 2 if one is found damaged."""
   from gpt_jax.training import overview
   from gpt_jax.weights import manifest
 
   scores = manifest.scores(run.checkpoints)
-  best, rows, damaged = manifest.best(scores), [('step', 'score', 'MB', 'saved', 'state')], False
+  best, rows = manifest.best(scores), [('step', 'score', 'MB', 'saved', 'state')]
+  records = list[dict[str, Any]]()
   for step in scores:
-    folder = run.checkpoints / str(step)
+    folder, score = run.checkpoints / str(step), scores[step]
+    problem = None
     try:
-      found = manifest.verify(folder) if verify else manifest.read(folder)
-      score = '' if found.score is None else f'{found.score:.4f}'
-      state = ', '.join(['intact'] * verify + ['best'] * (step == best))
+      (manifest.verify if verify else manifest.read)(folder)
     except errors.UserError as e:
-      score, state, damaged = '', e.problem, True
+      problem = e.problem
+    state = problem or ', '.join(['intact'] * verify + ['best'] * (step == best))
     size = sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
-    saved = datetime.datetime.fromtimestamp(folder.stat().st_mtime)
-    rows.append((f'{step:,}', score, f'{size / 1e6:,.1f}', f'{saved:%Y-%m-%d %H:%M}', state))
-  print(overview.table(rows))
-  if damaged:
+    time = folder.stat().st_mtime
+    saved = f'{datetime.datetime.fromtimestamp(time):%Y-%m-%d %H:%M}'
+    shown = '' if score is None else f'{score:.4f}'
+    rows.append((f'{step:,}', shown, f'{size / 1e6:,.1f}', saved, state))
+    record = {'step': step, 'score': score, 'bytes': size, 'saved': time}
+    records.append(record | {'best': step == best, 'problem': problem})
+  cli.show(values, records, overview.table(rows))
+  if any(record['problem'] for record in records):
     sys.exit(cli.USER_ERROR)
 
 
-def _remove(run: 'run_dir.RunDir', steps: list[int]) -> None:
+def _remove(values: flags.FlagValues, run: 'run_dir.RunDir', steps: list[int]) -> None:
   """Removes checkpoints; raises `UserError` if one is missing, or no intact one would be left."""
   from gpt_jax.training import lock
   from gpt_jax.weights import checkpoints, manifest
@@ -82,8 +89,8 @@ def _remove(run: 'run_dir.RunDir', steps: list[int]) -> None:
       )
     for step in steps:
       checkpoints.remove(run.checkpoints / str(step))
-      print(f'removed {run.checkpoints / str(step)}')
+      cli.show(values, [{'removed': step}], f'removed {run.checkpoints / str(step)}')
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, takes_words=True)
+  cli.run(main, define_flags(), doc=__doc__, words=_ACTIONS)

@@ -5,7 +5,6 @@ trained with task=classify. --texts=- reads texts from standard input, one a lin
 """
 
 import functools
-import json
 import sys
 import textwrap
 
@@ -20,7 +19,7 @@ def define_flags() -> flags.FlagValues:
   string('model', None, "A classifier: a run's workdir, or one checkpoint in it.")
   string('text', None, 'The text.')
   string('texts', None, 'A file with a text on each line, or - for standard input.')
-  flags.DEFINE_boolean('json', False, 'Print a line of JSON for each text.', flag_values=values)
+  cli.define_json(values)
   return values
 
 
@@ -40,12 +39,10 @@ def main(values: flags.FlagValues) -> None:
       longer = f'longer than the context of {size} tokens: {len(windows)} of {len(found)} texts'
       print(f'{longer}, read in up to {max(windows)} windows', file=sys.stderr)
     for (_, text), each in zip(texts, found, strict=True):
-      if values.json:
-        record = {'text': text, 'label': each.label, 'probabilities': each.probabilities}
-        print(json.dumps(record, ensure_ascii=False))
-      else:
-        chances = '  '.join(f'{name} {p:6.1%}' for name, p in each.probabilities.items())
-        print(f'{each.label:<10}{chances}  {textwrap.shorten(text, 50, placeholder="…")}')
+      record = {'text': text, 'label': each.label, 'probabilities': each.probabilities}
+      chances = '  '.join(f'{name} {p:6.1%}' for name, p in each.probabilities.items())
+      line = f'{each.label:<10}{chances}  {textwrap.shorten(text, 50, placeholder="…")}'
+      cli.show(values, [record], line)
 
 
 def _texts(values: flags.FlagValues) -> list[tuple[str, str]]:

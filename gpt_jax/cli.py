@@ -4,17 +4,19 @@ No other module knows how a flag is spelled: errors name arguments and config ke
 """
 
 import contextlib
+import json
 import logging
 import pathlib
+import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
+from gpt_jax import completion, cpu_memory, errors, knobs, shutdown, streams, validation
 from gpt_jax import config as config_lib
-from gpt_jax import cpu_memory, errors, knobs, shutdown, streams, validation
 
 FINISHED, USER_ERROR, STOPPED = 0, 2, 75
 _KILLED_BY_SIGINT = 130
@@ -37,16 +39,16 @@ def run(
   doc: str,
   takes_config: bool = False,
   sections: tuple[str, ...] = _SECTIONS,
-  takes_words: bool = False,
+  words: Sequence[str] | None = None,
   reports: bool = False,
   aliases: Mapping[str, str] | None = None,
 ) -> None:
   """Parses the command line, runs `main` with `flag_values` and exits; `doc` is for --help.
 
   A command that `takes_config` has `--config=FILE.py` and overrides such as `--config.a.b=v`, and
-  gets the config too, of which it uses `sections`; one that `takes_words` gets a list of the
-  arguments that are no flags. Standard output of one that `reports` is only about its work, which
-  goes on if nobody reads it.
+  gets the config too, of which it uses `sections`; one with `words`, which completion
+  offers, gets a list of the arguments that are no flags. Standard output of one that `reports` is
+  only about its work, which goes on if nobody reads it.
   `aliases` are config keys or arguments -> the flags that stand for them.
   """
   # Libraries report their progress through absl's logger; a command speaks for itself.
@@ -54,11 +56,18 @@ def run(
   streams.take(reports=reports)
   with shutdown.ends_command():
     try:
-      if {'-h', '--help', '-help', '--helpfull'} & set(sys.argv[1:]):
+      if sys.argv[1:2] == ['--complete']:
+        if takes_config:
+          define_config(flag_values)
+        breaks, word = sys.argv[2:]
+        found = completion.candidates(flag_values, word, configs=_config_names(), words=words)
+        completion.show(found, word, breaks)
+      elif {'-h', '--help', '-help', '--helpfull'} & set(sys.argv[1:]):
         print(help_text(flag_values, doc=doc, sections=sections if takes_config else None))
       else:
         cpu_memory.keep()
-        main(*parse(flag_values, sys.argv, takes_config=takes_config, takes_words=takes_words))
+        has_words = words is not None
+        main(*parse(flag_values, sys.argv, takes_config=takes_config, takes_words=has_words))
       if sys.stdout:
         sys.stdout.flush()
     except errors.UserError as e:
@@ -105,9 +114,8 @@ def render(
 
   def line(single: errors.UserError) -> str:
     text = single.problem + ('; ' if single.fix else '') + single.fix
-    parts = text.split('`')
-    quoted = [spell(part) or f'`{part}`' for part in parts[1::2]]
-    text = ''.join(a + b for a, b in zip(parts[::2], [*quoted, ''], strict=True))
+    # Other backticks are of a text that is quoted.
+    text = re.sub('`([a-z][^`]*)`', lambda found: spell(found[1]) or found[0], text)
     return f'{spell(single.key) or single.key}: {text}'
 
   if len(error.all) == 1:
@@ -129,10 +137,7 @@ def parse(
   Raises `UserError` with everything that is wrong with the flags and the config.
   """
   if takes_config:
-    flags.DEFINE_string('config', None, 'Config file.', flag_values=flag_values)
-    for key, kind in validation.TYPES.items():
-      define = flags.DEFINE_boolean if kind is bool else flags.DEFINE_string
-      define(f'config.{key}', None, '', flag_values=flag_values)
+    define_config(flag_values)
   valid, found = _without_wrong_types(flag_values, argv)
   try:
     rest = flag_values(valid, known_only=True)[1:]
@@ -150,6 +155,14 @@ def parse(
   config, more = validation.override(validation.load(path), given)
   errors.raise_all(found + more + validation.problems(config))
   return (flag_values, config, *last)
+
+
+def define_config(flag_values: flags.FlagValues) -> None:
+  """Defines --config and a flag for each key of a config."""
+  flags.DEFINE_string('config', None, 'Config file.', flag_values=flag_values)
+  for knob in knobs.knobs(config_lib.Config()):
+    define = flags.DEFINE_boolean if knob.field.type is bool else flags.DEFINE_string
+    define(f'config.{knob.key}', None, knob.field.metadata['doc'], flag_values=flag_values)
 
 
 def _config_file(given: str) -> pathlib.Path:
@@ -170,6 +183,29 @@ def _config_file(given: str) -> pathlib.Path:
 
 def _config_names() -> list[str]:
   return sorted(path.stem for path in _CONFIGS.glob('*.py'))
+
+
+def define_json(flag_values: flags.FlagValues) -> None:
+  """Defines --json, which means the same for each command that has it."""
+  doc = 'Print JSON alone, an object a line; all else goes to standard error.'
+  flags.DEFINE_boolean('json', False, doc, flag_values=flag_values)
+
+
+def show(
+  flag_values: flags.FlagValues,
+  records: Iterable[Mapping[str, Any]],
+  text: str,
+  *,
+  both: bool = False,
+) -> None:
+  """Prints `text` or, with --json, each of `records` as a line of JSON.
+
+  With `both`, `text` goes to standard error then: of what was waited for long.
+  """
+  for record in records if flag_values.json else ():
+    print(json.dumps(record, ensure_ascii=False))
+  if both or not flag_values.json:
+    print(text, file=sys.stderr if flag_values.json else sys.stdout)
 
 
 def define_mesh(flag_values: flags.FlagValues) -> None:
@@ -206,7 +242,8 @@ def _without_wrong_types(
         knobs.parse(name, kind, value)
       valid.append(arg)
     except errors.UserError as e:
-      found.append(e.at(name.removeprefix('config.')))
+      fix = f'write `json` > {value}' if name == 'json' else e.fix
+      found.append(errors.UserError(name.removeprefix('config.'), e.problem, fix))
   return valid, found
 
 

@@ -45,7 +45,7 @@ def define_flags() -> flags.FlagValues:
   string('invalid_utf8', data.invalid_utf8, 'fail at bytes that are not UTF-8, or replace them.')
   string('dtype', 'auto', cli.DTYPE)
   cli.define_mesh(values)
-  string('json', None, 'File to write the results to.')
+  cli.define_json(values)
   return values
 
 
@@ -80,16 +80,14 @@ def main(values: flags.FlagValues) -> None:
     elif task != 'run':
       task, result = 'perplexity', _perplexity(scorer, values, bar.show)
   step = '' if model.step is None else f', step {model.step}'
-  print(f'{values.model}{step}, on {values.data}')
-  for name, value in result.table():
-    print(f'{name:<16}{value}')
+  lines = [f'{values.model}{step}, on {values.data}']
+  lines += [f'{name:<16}{value}' for name, value in result.table()]
+  about = {'model': values.model, 'step': model.step, 'data': values.data, 'task': task}
+  cli.show(values, [about | vars(result)], '\n'.join(lines), both=True)
   if values.picture:
     from gpt_jax.downstream import pictures
 
     atomic.write_bytes(pathlib.Path(values.picture), pictures.png(pictures.shots(result)))
-  if values.json:
-    about = {'model': values.model, 'step': model.step, 'data': values.data, 'task': task}
-    atomic.write_json(pathlib.Path(values.json), about | vars(result))  # it may be /dev/stdout
 
 
 def _check(values: flags.FlagValues) -> None:
@@ -110,10 +108,6 @@ def _check(values: flags.FlagValues) -> None:
     found.append(errors.UserError('data', 'names no file', 'such as hellaswag:hellaswag_val.jsonl'))
   if not all(map(str.isdecimal, values.shots)):
     found.append(errors.UserError('shots', f'{values.shots} must be numbers, such as 0,1,2'))
-  if values.json and pathlib.Path(values.json).is_dir():
-    found.append(errors.UserError('json', f'{values.json} is a folder', 'name a file'))
-  if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():
-    found.append(errors.UserError('json', f'the folder of {values.json} does not exist'))
   errors.raise_all(found)
 
 

@@ -77,4 +77,4 @@ def _row(name: str, run: 'overview.Overview') -> tuple[str, ...]:
 
 
 if __name__ == '__main__':
-  cli.run(main, define_flags(), doc=__doc__, takes_words=True)
+  cli.run(main, define_flags(), doc=__doc__, words=())

@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -30,6 +30,7 @@ _HEAD = ('run', 'step', 'of', 'best val', 'at', 'MB', 'age', 'state')
 def define_flags() -> flags.FlagValues:
   values = flags.FlagValues()
   flags.DEFINE_string('folder', 'runs', 'The folder with the runs, or one run.', flag_values=values)
+  cli.define_json(values)
   return values
 
 
@@ -45,20 +46,27 @@ def main(values: flags.FlagValues) -> None:
     problem = f'{folder} has no runs' if inside else f'{folder} is no folder with runs'
     raise errors.UserError('folder', problem, 'name the folder of your workdirs')
   rows, found = list[tuple[str, ...]]([_HEAD]), dict[str, overview.Overview]()
+  records = list[dict[str, Any]]()
   for path in paths:
+    size, changed = _size_and_time(path)
+    record: dict[str, Any] = {'run': str(path), 'bytes': size, 'changed': changed}
     try:
       found[path.name] = run = overview.read(path)
       row = [f'{run.step or 0:,}', f'{run.config.train.steps:,}', *run.best]
       state = _state(run)
+      record |= {'task': run.config.task, 'step': run.step, 'steps': run.config.train.steps}
+      record |= {'best': run.best_line, 'state': state}
     except errors.UserError as e:
       row, state = ['', '', '', ''], f'damaged: {e}'
-    rows.append((path.name, *row, *_size_and_age(path), state))
-  print(overview.table(rows))
+      record |= {'state': 'damaged', 'problem': str(e)}
+    rows.append((path.name, *row, f'{size / 1e6:,.1f}', _age(changed), state))
+    records.append(record)
+  text = overview.table(rows)
   for task in sorted({run.config.task for run in found.values()}):
     of_task = {name: run for name, run in found.items() if run.config.task == task}
     if differences := _differences(of_task):
-      print(f'\n{task}: they differ in')
-      print(overview.table(differences))
+      text += f'\n\n{task}: they differ in\n{overview.table(differences)}'
+  cli.show(values, records, text)
 
 
 def _state(run: 'overview.Overview') -> str:
@@ -67,17 +75,21 @@ def _state(run: 'overview.Overview') -> str:
   return 'finished' if run.is_finished else 'unfinished'
 
 
-def _size_and_age(path: pathlib.Path) -> tuple[str, str]:
-  """Returns the megabytes in a folder, and how long ago something was written there."""
+def _size_and_time(path: pathlib.Path) -> tuple[int, float]:
+  """Returns the bytes in a folder, and when something was last written there."""
   size, newest = 0, path.stat().st_mtime
   for folder, _, names in os.walk(path):
     for name in names:
       with contextlib.suppress(OSError):  # a checkpoint that a run has just deleted
         stat = os.stat(os.path.join(folder, name))
         size, newest = size + stat.st_size, max(newest, stat.st_mtime)
-  age = max(0, time.time() - newest)
+  return size, newest
+
+
+def _age(changed: float) -> str:
+  age = max(0, time.time() - changed)
   unit, seconds = next(u for u in (('d', 86400), ('h', 3600), ('min', 60), ('s', 0)) if age >= u[1])
-  return f'{size / 1e6:,.1f}', f'{age / (seconds or 1):.0f} {unit}'
+  return f'{age / (seconds or 1):.0f} {unit}'
 
 
 def _differences(found: 'dict[str, overview.Overview]') -> list[tuple[str, str]]:

@@ -7,7 +7,6 @@ from standard input, --interactive reads them as they are typed, --chat as those
 
 import dataclasses
 import functools
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -43,10 +42,10 @@ def define_flags() -> flags.FlagValues:
   ):
     flags.DEFINE_multi_string(name, None, doc, flag_values=values)
     values[name].help = doc  # absl has added words of its own
-  string('draft', None, 'A smaller model that proposes tokens: the same distribution, but faster.')
+  string('draft', None, 'Workdir or directory of a smaller model that proposes tokens: faster.')
   string('dtype', 'auto', cli.DTYPE)
   cli.define_mesh(values)
-  boolean('json', False, 'Print each text and its tokens as a line of JSON.')
+  cli.define_json(values)
   boolean('log_probs', False, 'Add log-probabilities to the JSON.')
   boolean('stats', False, 'Print timings to standard error.')
   define: dict[type, Any] = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
@@ -165,14 +164,12 @@ def _generate(
     found = [error.at(at.get(error.key, error.key)) for error in e.all]
     errors.raise_all(list({str(error): error for error in found}.values()))
   for i, (text, sample) in enumerate(zip(texts, samples, strict=True)):
-    if not values.json:
-      print(f'{_SEPARATOR}\n' * bool(i) + model.shown(text) + (sample.text or ''))
-      continue
     record = {'prompt': text, 'index': i % values.num_samples, 'text': sample.text}
     record |= {'tokens': sample.tokens, 'ended': sample.ended}
     if sample.log_probs is not None:
       record['log_probs'] = sample.log_probs
-    print(json.dumps(record, ensure_ascii=False))
+    shown = f'{_SEPARATOR}\n' * bool(i) + model.shown(text) + (sample.text or '')
+    cli.show(values, [record], shown)
   return samples
 
 

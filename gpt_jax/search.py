@@ -39,6 +39,7 @@ def define_flags() -> flags.FlagValues:
   string('split', '', 'Split of the corpus, such as train; empty: all of it.')
   string('text_field', data.text_field, 'Field, column or feature that holds the text.')
   string('invalid_utf8', data.invalid_utf8, 'fail at bytes that are not UTF-8, or replace them.')
+  cli.define_json(values)
   return values
 
 
@@ -66,10 +67,12 @@ def main(values: flags.FlagValues) -> None:
   seconds = time.monotonic() - began
   print(f'searched {len(index.documents):,} documents in {seconds:.3f} s', file=sys.stderr)
   for (_, query), hits in zip(queries, found, strict=True):
-    print(f'{query}')
+    lines = [query]
     for rank, hit in enumerate(hits, 1):
-      print(f'{rank:>3}  {hit.score:.3f}  {hit.place}')
-      print(textwrap.indent(textwrap.fill(hit.snippet, 90), ' ' * 5))
+      lines.append(f'{rank:>3}  {hit.score:.3f}  {hit.place}')
+      lines.append(textwrap.indent(textwrap.fill(hit.snippet, 90), ' ' * 5))
+    record = {'query': query, 'hits': [hit._asdict() for hit in hits]}
+    cli.show(values, [record], '\n'.join(lines))
 
 
 def _check(values: flags.FlagValues) -> list[tuple[str, str]]:

@@ -31,6 +31,7 @@ def define_flags() -> flags.FlagValues:
   string('file', None, 'A UTF-8 file with the text.')
   string('color', 'auto', 'always, never, or auto: on a terminal, unless NO_COLOR is set.')
   flags.DEFINE_boolean('ids', False, 'Print only the ids.', flag_values=values)
+  cli.define_json(values)
   return values
 
 
@@ -44,6 +45,10 @@ def main(values: flags.FlagValues) -> None:
   text = _read_text(values.text, values.file)
   tokenizer = _tokenizer(values.model, values.tokenizer, text)
   ids = tokenizer.encode(text).tolist()
+  if values.json:
+    texts = [tokenizer.token_bytes(i).decode('utf-8', 'backslashreplace') for i in ids]
+    cli.show(values, [({} if values.ids else {'tokens': texts}) | {'ids': ids}], '')
+    return
   spelled = {i: visible(tokenizer.token_bytes(i)) for i in set(ids)}
   pieces, numbers = [spelled[i] for i in ids], [str(i) for i in ids]
   ratio = f' ({len(text) / len(ids):.1f} per token)' if ids else ''

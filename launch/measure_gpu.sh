@@ -38,20 +38,20 @@ measure() { # NAME COMMAND…
   shift
   if [[ $dry_run ]]; then
     printf '%q ' "$@"
-    echo
+    echo "${json:+> $(printf %q "$json")}"
     return
   fi
   echo "$name"
-  timeout 240 "$@" 2>&1 | tee "$out/$name.txt" || {
+  timeout 240 "$@" 2>&1 >"${json:-/dev/stdout}" | tee "$out/$name.txt" || {
     echo "$name failed" >&2
     failed=1
   }
 }
 bench() { # NAME MODE CONFIG OPTIONS…
-  local name=$1 mode=$2 config=$3
+  local name=$1 mode=$2 config=$3 json=$out/$1.json
   shift 3
   measure "$name" "${PYTHON:-python}" -m gpt_jax.bench "$mode" "--config=configs/$config.py" \
-    "--json=$out/$name.json" "$@"
+    --json "$@"
 }
 rows() { # sequences in a step, all in one part
   echo "--config.train.batch_size=$1" --config.train.gradient_accumulation=1 --repeats=3

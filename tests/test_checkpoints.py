@@ -1,5 +1,6 @@
 """The command that looks after checkpoints says which are intact, and leaves one of them."""
 
+import json
 import shutil
 import sys
 
@@ -30,7 +31,7 @@ def _call(capsys, monkeypatch, *words):
   """Returns exit code, output and messages."""
   monkeypatch.setattr(sys, 'argv', ['checkpoints', *map(str, words)])
   try:
-    cli.run(command.main, command.define_flags(), doc='', takes_words=True)
+    cli.run(command.main, command.define_flags(), doc='', words=())
   except SystemExit as e:
     return e.code, *capsys.readouterr()
   return 0, *capsys.readouterr()
@@ -55,6 +56,19 @@ def test_verify_names_what_is_damaged(run, capsys, monkeypatch):
   code, output, _ = _call(capsys, monkeypatch, 'verify', run)
   assert (code, output.count('intact'), output.count('is damaged')) == (2, 2, 1)
   assert _call(capsys, monkeypatch, 'list', run)[0] == 0  # reads no arrays
+
+
+def test_json_has_a_line_for_each(run, capsys, monkeypatch):
+  _damage(run, 4)
+  for action, code, has_problem in (('list', 0, []), ('verify', 2, [4])):
+    got, output, messages = _call(capsys, monkeypatch, action, run, '--json')
+    found = [json.loads(line) for line in output.splitlines()]
+    assert (got, messages) == (code, '')
+    assert [(each['step'], each['score']) for each in found] == [(2, 0.5), (4, 0.25), (6, None)]
+    assert [each['step'] for each in found if each['best']] == [4]
+    assert [each['step'] for each in found if each['problem']] == has_problem
+  _, output, _ = _call(capsys, monkeypatch, 'remove', run, 2, 4, '--json')
+  assert [json.loads(line) for line in output.splitlines()] == [{'removed': 2}, {'removed': 4}]
 
 
 def _steps(run):

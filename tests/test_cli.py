@@ -12,6 +12,7 @@ from absl import flags
 
 from gpt_jax import (
   bench,
+  checkpoints,
   classify,
   cli,
   convert,
@@ -34,7 +35,7 @@ from gpt_jax.parallel import mesh
 from tests import raised
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-_CONFIG = """
+CONFIG = """
 from gpt_jax import config as config_lib
 from tests import raised
 
@@ -42,15 +43,15 @@ def get_config():
   return config_lib.Config(model=config_lib.ModelConfig(n_layer=3))
 """
 _MODULES = [train, prepare, sample, evaluate, convert, show_tokens]
-_MODULES += [classify, search, inspect, plot, runs, bench, scaling]
-_COMMANDS = {module.__name__.removeprefix('gpt_jax.'): module for module in _MODULES}
-_WITH_CONFIG = {'train', 'prepare', 'bench', 'scaling'}
+_MODULES += [classify, search, inspect, plot, runs, bench, scaling, checkpoints]
+COMMANDS = {module.__name__.removeprefix('gpt_jax.'): module for module in _MODULES}
+WITH_CONFIG = {'train', 'prepare', 'bench', 'scaling'}
 
 
 @pytest.fixture
 def config_file(tmp_path):
   path = tmp_path / 'mine.py'
-  path.write_text(_CONFIG)
+  path.write_text(CONFIG)
   return path
 
 
@@ -65,7 +66,7 @@ def _keys(path, *args):
   return [error.key for error in raised.user_error(_parse, path, *args).all]
 
 
-def _run_without_jax(module, *args):
+def run_without_jax(module, *args):
   """Returns the finished command and its messages; asserts that it imported nothing slow."""
   command = [sys.executable, '-X', 'importtime', '-m', module, *args]
   done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
@@ -77,7 +78,7 @@ def _run_without_jax(module, *args):
 
 
 def test_the_config_file_is_executed_once_whatever_the_overrides(config_file, capsys):
-  config_file.write_text('print("executed")' + _CONFIG)
+  config_file.write_text('print("executed")' + CONFIG)
   expected = config_lib.Config(model=config_lib.ModelConfig(n_layer=3))
   assert _parse(config_file) == expected
   assert capsys.readouterr().out.count('executed') == 1
@@ -176,7 +177,7 @@ def test_a_switch_is_on_or_off():
 
 def test_missing_config_files_are_named_beside_those_that_exist(tmp_path, monkeypatch):
   (tmp_path / 'configs').mkdir()
-  (tmp_path / 'configs' / 'one.py').write_text(_CONFIG)
+  (tmp_path / 'configs' / 'one.py').write_text(CONFIG)
   monkeypatch.chdir(tmp_path)
   for args in ([], ['--config=configs/two.py'], ['--config=configs']):
     error = raised.user_error(cli.parse, train.define_flags(), ['train', *args], takes_config=True)
@@ -195,7 +196,7 @@ def test_a_config_of_gpt_jax_is_found_by_its_name_and_one_here_comes_first(tmp_p
     cli.parse, train.define_flags(), ['', '--config=qickstart'], takes_config=True
   )
   assert 'quickstart' in error.fix
-  (tmp_path / 'quickstart').write_text(_CONFIG)
+  (tmp_path / 'quickstart').write_text(CONFIG)
   assert parse() != found
 
 
@@ -207,9 +208,9 @@ def test_a_config_of_gpt_jax_is_found_by_its_name_and_one_here_comes_first(tmp_p
     ('import nonesuch', 'config', 'nonesuch'),
     ('def get_config():\n  return {"model": 1}', 'config', 'get_config()'),
     ('x = 1\n', 'config', 'get_config'),
-    (_CONFIG.replace('n_layer', 'n_layers'), 'config', 'n_layers'),
-    (_CONFIG.replace('=3', '=-3'), 'model.n_layer', '-3'),
-    (_CONFIG.replace('=3', '="3"'), 'model.n_layer', "'3'"),
+    (CONFIG.replace('n_layer', 'n_layers'), 'config', 'n_layers'),
+    (CONFIG.replace('=3', '=-3'), 'model.n_layer', '-3'),
+    (CONFIG.replace('=3', '="3"'), 'model.n_layer', "'3'"),
     (
       'from gpt_jax.config import *\ndef get_config():\n  Config().train.step=5',
       'config',
@@ -230,6 +231,8 @@ _RENDERED = [
   (errors.UserError('workdir', 'bad'), 'error: --workdir: bad'),
   (errors.UserError('a/b.json', 'is `broken`', 'get it again'),
    'error: a/b.json: is `broken`; get it again'),
+  (errors.UserError('prompt', "lacks '`' at position 4", 'set `data.lowercase` or not `'),
+   "error: prompt: lacks '`' at position 4; set --config.data.lowercase or not `"),
   (errors.UserErrors([errors.UserError('data', 'bad'), errors.UserError('init_from', 'bad')]),
    'error: 2 problems:\n  data: bad\n  --config.init_from: bad'),
 ]  # fmt: skip
@@ -266,21 +269,31 @@ def test_a_command_may_have_flags_of_its_own_for_config_keys():
   ],
 )
 def test_a_mistake_ends_with_2_and_a_paragraph_before_jax_is_imported(config_file, command, wrong):
-  config = [f'--config={config_file}'] if command in _WITH_CONFIG else []
-  done, messages = _run_without_jax(f'gpt_jax.{command}', *config, wrong)
+  config = [f'--config={config_file}'] if command in WITH_CONFIG else []
+  done, messages = run_without_jax(f'gpt_jax.{command}', *config, wrong)
   assert done.returncode == 2 and done.stdout == ''
   assert messages.startswith('error: ') and messages.count('\n') == 1
 
 
-@pytest.mark.parametrize('command', _COMMANDS)
+def test_json_is_the_same_switch_wherever_it_is():
+  defined = {name: module.define_flags() for name, module in COMMANDS.items()}
+  having = {name: values['json'] for name, values in defined.items() if 'json' in values}
+  reports = {'sample', 'classify', 'evaluate', 'bench', 'runs', 'search', 'show_tokens'}
+  assert reports | {'checkpoints'} == set(having)
+  assert {(flag.help, flag.default, flag.boolean) for flag in having.values()} == {
+    (having['sample'].help, False, True)
+  }
+
+
+@pytest.mark.parametrize('command', COMMANDS)
 def test_help_names_every_flag_and_key_before_jax_is_imported(command):
-  done, messages = _run_without_jax(f'gpt_jax.{command}', '--zzz', '--help')
+  done, messages = run_without_jax(f'gpt_jax.{command}', '--zzz', '--help')
   assert (done.returncode, messages) == (0, '')
   words = done.stdout.split()
-  assert {f'--{name}' for name in _COMMANDS[command].define_flags()} <= set(words)
+  assert {f'--{name}' for name in COMMANDS[command].define_flags()} <= set(words)
   keys = {knob.key for knob in knobs.knobs(config_lib.Config())}
   used = {'prepare': {key for key in keys if key.startswith('data.')}, 'scaling': set()}
-  wanted = used.get(command, keys) if command in _WITH_CONFIG else set()
+  wanted = used.get(command, keys) if command in WITH_CONFIG else set()
   assert {word for word in keys & set(words) if '.' in word} == {k for k in wanted if '.' in k}
   assert all(len(line) <= 100 for line in done.stdout.splitlines())
 

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
+import gpt_jax
 from gpt_jax import convert
 from gpt_jax.weights import saved_model
 from tests import raised, random_params
-from tests.weights import saved
+from tests.weights import hub_server, saved
 
 
 @pytest.fixture(scope='module')
@@ -33,25 +34,15 @@ def test_the_model_is_exported_with_its_tokenizer_and_its_size_is_printed(run, t
   saved.assert_equal(after.load(abstract), before.load(abstract))
 
 
-def test_what_is_pushed_has_a_card_with_the_config_and_the_best_loss(
-  run, tmp_path, monkeypatch, capsys
-):
-  sent = []
-
-  class Api:
-    def create_repo(self, name, exist_ok):
-      sent.append(name)
-
-    def upload_folder(self, repo_id, folder_path):
-      sent.append((repo_id, {path.name: path.read_bytes() for path in folder_path.iterdir()}))
-
+def test_what_is_pushed_has_a_card_with_the_config_and_the_best_loss(run, tmp_path, capsys):
   (run / 'metrics.jsonl').write_text('{"step": 1, "val/loss": 1.25}\n')
   (run / 'loss.png').write_bytes(b'curve')
-  monkeypatch.setattr('huggingface_hub.HfApi', Api)
-  _convert(f'--model={run}', f'--output={tmp_path / "mine"}', '--push=me/mine')
-  assert 'huggingface.co/me/mine' in capsys.readouterr().out
-  name, (again, files) = sent
-  assert name == again == 'me/mine' and 'model.safetensors' in files
+  with hub_server.serving(tmp_path / 'cache') as hub:
+    _convert(f'--model={run}', f'--output={tmp_path / "mine"}', '--push=me/mine')
+    assert f'{hub.address}/me/mine' in capsys.readouterr().out
+    assert gpt_jax.load('hf:me/mine').config.n_embd == saved.MODEL.n_embd
+  ((files,),) = (revisions.values() for revisions in hub.repositories.values())
+  assert set(files) == {path.name for path in (tmp_path / 'mine').iterdir()}
   assert files['loss.png'] == b'curve'
   card = files['README.md'].decode()
   assert card.startswith('---\n') and '1.2500, at step 1' in card and "load('hf:me/mine')" in card
@@ -59,10 +50,12 @@ def test_what_is_pushed_has_a_card_with_the_config_and_the_best_loss(
 
 
 def test_a_push_that_the_hub_refuses_is_a_user_error(run, tmp_path):
-  error = raised.user_error(
-    _convert, f'--model={run}', f'--output={tmp_path / "mine"}', '--push=me/mine'
-  )
-  assert error.key == 'me/mine' and 'cannot be uploaded' in error.problem
+  with hub_server.serving(tmp_path / 'cache') as hub:
+    hub.status = 401
+    error = raised.user_error(
+      _convert, f'--model={run}', f'--output={tmp_path / "mine"}', '--push=me/mine'
+    )
+  assert error.key == 'me/mine' and 'cannot be uploaded' in error.problem and 'hf auth' in error.fix
 
 
 def test_an_output_that_exists_or_cannot_be_written_is_refused(run, tmp_path):

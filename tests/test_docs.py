@@ -50,7 +50,8 @@ def modules(page: pathlib.Path) -> list[list[str]]:
       start = words.index('gpt-jax') + 1
       found.append([f'gpt_jax.{words[start]}', *words[start + 1 :]])
     elif 'python' in words:
-      found.append(words[words.index('python') + 2 :])
+      end = words.index('>') if '>' in words else None
+      found.append(words[words.index('python') + 2 : end])
   return found
 
 
@@ -106,6 +107,7 @@ def _run(words: list[str]) -> str:
     given = words[1].encode().decode('unicode_escape')
     words = words[words.index('|') + 1 :]
   words = [f'gpt_jax.{words[1]}', *words[2:]] if words[0] == 'gpt-jax' else words[2:]
+  words = words[: words.index('>')] if '>' in words else words
   words = [re.sub(r'tfds:imdb_reviews.*', 'jsonl:reviews.jsonl', word) for word in words]
   printed = io.StringIO()
   with (

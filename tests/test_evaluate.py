@@ -1,4 +1,4 @@
-"""The command measures a model, prints and writes the results, or names what is invalid."""
+"""The command measures a model, prints the results, or names what is invalid."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def command(saved, tmp_path, monkeypatch, capsys):
-  """A function that runs the command beside some texts, and returns what it prints and writes."""
+  """A function that runs the command beside some texts, and returns the table and the JSON."""
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'text.txt').write_text(TEXT)
   (tmp_path / 'latin.txt').write_bytes(b'some \xe9')
@@ -46,12 +46,15 @@ def command(saved, tmp_path, monkeypatch, capsys):
 
   def run(*args):
     values = evaluate.define_flags()
-    args = ('evaluate', f'--model={saved}', '--json=x.json', *args)
+    args = ('evaluate', f'--model={saved}', '--json', *args)
     cli.parse(values, list(args), takes_config=False)
     evaluate.main(values)
     out, messages = capsys.readouterr()
-    assert not messages, 'no progress bar unless on a terminal'
-    return out, json.loads((tmp_path / 'x.json').read_text(), parse_constant=pytest.fail)
+    assert '\r' not in messages, 'no progress bar unless on a terminal'
+    cli.parse(values, ['evaluate', '--nojson'], takes_config=False)
+    evaluate.main(values)
+    assert capsys.readouterr() == (messages, '')
+    return messages, json.loads(out, parse_constant=pytest.fail)
 
   return run
 
@@ -134,8 +137,6 @@ def test_each_phase_shows_its_progress_to_the_end(command, monkeypatch, data):
     (['--data=run:test', '--picture=x.png'], '--picture'),
     (['--data=examples:e.jsonl', '--shots=1'], '--shots'),
     (['--data=text:text.txt', '--dtype=int4'], '--dtype'),
-    (['--data=text:text.txt', '--json=.'], '--json'),
-    (['--data=text:text.txt', '--json=none/x', '--model=not read'], '--json'),
     (['--data=jsonl:l.jsonl', '--text_field=words'], '--text_field'),
     (['--data=text:latin.txt'], '--invalid_utf8'),
     (['--data=text:text.txt', '--invalid_utf8=drop'], '--invalid_utf8'),

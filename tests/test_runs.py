@@ -1,6 +1,7 @@
 """The list says of each run how it stands, and in which keys of their configs runs differ."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -86,6 +87,22 @@ def test_each_run_has_a_row(command, tmp_path):
     ('tok', 'tokenizer.json'),
   ):
     assert 'damaged' in rows[name] and f'runs/{name}/{file}' in rows[name]
+
+
+def test_json_has_a_line_for_each_run(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  lines = run_folders.evaluated({10: 1.5, 20: 1.25, 30: 2.0})
+  for name in ('done', 'damaged'):
+    run_folders.write(tmp_path / 'runs' / name, step=20, lines=lines)
+  (tmp_path / 'runs' / 'damaged' / 'config.json').write_text('{')
+  values = runs.define_flags()
+  cli.parse(values, ['runs', '--json'], takes_config=False)
+  runs.main(values)
+  damaged, done = map(json.loads, capsys.readouterr().out.splitlines())
+  assert (done['run'], done['step'], done['steps']) == ('runs/done', 20, 20)
+  assert done['best'] == lines[1] and done['state'] == 'finished' and done['bytes'] > 0
+  assert abs(done['changed'] - time.time()) < 600
+  assert damaged['state'] == 'damaged' and 'config.json' in damaged['problem']
 
 
 def test_runs_differ_in_what_decides_their_results(command, tmp_path):

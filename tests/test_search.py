@@ -58,6 +58,19 @@ def test_the_nearest_documents_of_each_query(command):
   assert 'made the index' in messages and 'searched 3 documents' in messages
 
 
+def test_json_has_a_line_for_each_query(command):
+  args = ('--query=a sad story', '--query=of bytes', '--top=2')
+  out, messages = command(*args, '--json')
+  found = [json.loads(line) for line in out.splitlines()]
+  assert [each['query'] for each in found] == ['a sad story', 'of bytes']
+  assert [each['hits'][0]['snippet'] for each in found] == ['a sad story', 'of bytes']
+  assert all(len(each['hits']) == 2 for each in found) and 'searched 3 documents' in messages
+  assert 'byte' not in messages  # the place of a document
+  readable = command(*args)[0]
+  for hit in (hit for each in found for hit in each['hits']):
+    assert f'{hit["score"]:.3f}  {hit["place"]}' in readable
+
+
 def test_an_index_is_made_once_for_each_corpus_and_pooling(command, tmp_path, monkeypatch):
   build = mock.Mock(wraps=search_lib.build)
   monkeypatch.setattr(search_lib, 'build', build)

@@ -1,6 +1,7 @@
 """Text is shown as its tokens, on any terminal and through any pipe."""
 
 import io
+import json
 import os
 import pathlib
 import re
@@ -43,6 +44,11 @@ def test_tokens_ids_and_their_number_are_printed(show, vocabulary):
   assert show('--text=Hello world').startswith('Hello│ world\n15496 995\ntokens: 2, ')
   assert show('--ids', '--tokenizer=byte', '--text=a b') == '97 32 98\n'
   assert show('--ids', '--tokenizer=byte', '--text=') == ''
+  assert json.loads(show('--json', '--tokenizer=byte', '--text=a\né')) == {
+    'tokens': ['a', '\n', '\\xc3', '\\xa9'],
+    'ids': [97, 10, 195, 169],
+  }
+  assert json.loads(show('--json', '--ids', '--tokenizer=byte', '--text=')) == {'ids': []}
   assert show('--tokenizer=char', '--text=').startswith('tokens: 0, ')
 
 

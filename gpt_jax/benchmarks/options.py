@@ -22,12 +22,11 @@ class Options:
   rows: str = _knob('1,8', 'decode: how many texts at once, separated by commas.')
   prompt_tokens: int = _knob(16, 'decode: tokens of each prompt.', at_least=1)
   new_tokens: int = _knob(128, 'decode: tokens generated for each prompt.', at_least=2)
-  model: str = _knob('', 'decode: a model to read; empty: random parameters of the config.')
+  model: str = _knob('', 'decode: workdir or directory of a model; empty: random parameters.')
   dtype: str = _knob(
     'auto', 'decode: type of the weights.', choices=('auto', 'float32', 'bfloat16', 'int8')
   )
   trace: str = _knob('', 'train: folder for a profile of some steps, of which a table is printed.')
-  json: str = _knob('', 'File to write all values to.')
   peer: str = _knob(
     '',
     'What to measure in turn with gpt_jax: nanogpt:FOLDER, a checkout of nanoGPT (train, startup), '
@@ -61,9 +60,6 @@ def problems(mode: str, config: config_lib.Config, options: Options) -> Iterator
   is_gpt = config.model.kind == 'gpt' and config.task == 'next_token'
   if mode in ('decode', 'matmul') and not is_gpt:
     yield errors.UserError('model.kind', f'{mode} needs a gpt that predicts the next token')
-  path = pathlib.Path(options.json).absolute()
-  if options.json and (path.is_dir() or not path.parent.is_dir()):
-    yield errors.UserError('json', f'{options.json} is no file in a folder that exists')
   peer, _, folder = options.peer.partition(':')
   if not peer:
     return

@@ -24,13 +24,20 @@ class Overview(NamedTuple):
     return metrics.is_finished(self.lines, self.step, self.config.train)
 
   @property
+  def best_line(self) -> metrics.Line | None:
+    """The best evaluation; None if there was none."""
+    step = (metrics.best(self.lines) or [None])[0]
+    lines = [line for line in self.lines if line['step'] == step and 'val/loss' in line]
+    return lines[0] if lines else None
+
+  @property
   def best(self) -> tuple[str, str]:
     """The best validation loss or accuracy, and its step; empty if none was measured."""
-    if not (found := metrics.best(self.lines)):
+    if not (line := self.best_line):
       return '', ''
-    step, score = found
-    is_error = any('val/error' in line for line in self.lines)
-    return f'{1 - score:.1%}' if is_error else f'{score:.4f}', f'{step:,}'
+    is_error = 'val/error' in line
+    shown = f'{1 - line["val/error"]:.1%}' if is_error else f'{line["val/loss"]:.4f}'
+    return shown, f'{line["step"]:,}'
 
 
 def is_run(path: pathlib.Path) -> bool:

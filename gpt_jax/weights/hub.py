@@ -3,9 +3,11 @@
 The only module that imports huggingface_hub.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from gpt_jax import errors
@@ -17,6 +19,12 @@ PUBLISHED = {
 _PREFIX = 'hf:'
 # Weights that are no pickles, and what tokenizers read.
 _FILES = ['*.json', '*.safetensors', 'merges.txt']
+# Errors of huggingface_hub that don't say it in their first line.
+_REASONS = {
+  'RepositoryNotFoundError': 'there is none, or it is private',
+  'RevisionNotFoundError': 'it has no such revision',
+  'GatedRepoError': 'access is granted on its page',
+}
 
 
 def download(name: str) -> pathlib.Path | None:
@@ -30,14 +38,13 @@ def download(name: str) -> pathlib.Path | None:
     return None
   huggingface_hub = _library(name)
   repository, _, revision = PUBLISHED.get(name, name.removeprefix(_PREFIX)).partition('@')
-  try:
+  fix = (
+    'check the name and the network, hf auth login if it is private, or name a folder that has it'
+  )
+  with _as_user_error(name, 'downloaded', fix):
     folder = huggingface_hub.snapshot_download(
       repository, revision=revision or None, allow_patterns=_FILES, ignore_patterns=['*/*']
     )
-  except (OSError, ValueError) as e:  # those of huggingface_hub are either
-    problem = f'cannot be downloaded ({_first_line(e)})'
-    fix = 'check the name and the network, or name a folder that has the model'
-    raise errors.UserError(name, problem, fix) from e
   return pathlib.Path(folder)
 
 
@@ -47,12 +54,10 @@ def upload(folder: pathlib.Path, name: str) -> str:
   Takes the token of `hf auth login`, or HF_TOKEN. Raises `UserError` if the Hub refuses it.
   """
   api = _library(name).HfApi()
-  try:
+  with _as_user_error(name, 'uploaded', 'hf auth login, or check the name and the network'):
     api.create_repo(name, exist_ok=True)
     api.upload_folder(repo_id=name, folder_path=folder)
-  except (OSError, ValueError) as e:
-    raise errors.UserError(name, f'cannot be uploaded ({_first_line(e)})', 'hf auth login') from e
-  return f'https://huggingface.co/{name}'
+  return f'{api.endpoint}/{name}'
 
 
 def _library(name: str) -> Any:
@@ -67,5 +72,14 @@ def _library(name: str) -> Any:
   return huggingface_hub
 
 
-def _first_line(error: Exception) -> str:
-  return (str(error).splitlines() or [type(error).__name__])[0][:300]
+@contextlib.contextmanager
+def _as_user_error(name: str, done: str, fix: str) -> Iterator[None]:
+  """Makes what huggingface_hub, or the HTTP library under it, raises a `UserError`."""
+  try:
+    yield
+  except Exception as e:
+    kind = type(e)
+    if not isinstance(e, OSError | ValueError) and not kind.__module__.startswith('httpx'):
+      raise
+    reason = _REASONS.get(kind.__name__) or (str(e).splitlines() or [kind.__name__])[0][:300]
+    raise errors.UserError(name, f'cannot be {done} ({reason})', fix) from e

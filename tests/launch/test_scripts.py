@@ -67,13 +67,16 @@ def test_measurements_go_on_after_one_that_fails_which_is_told(machine, tmp_path
   script, out = 'launch/measure_gpu.sh', str(tmp_path / 'out')
   peers = {'NANOGPT': '/nano', 'PEER_PYTHON': 'python', 'TEXT': '/sea.txt'}
   dry = machine.run(script, '--dry-run', out, **peers)
-  commands = [shlex.split(line) for line in dry.stdout.splitlines()]
+  lines = [line.partition(' > ') for line in dry.stdout.splitlines()]
+  commands = [shlex.split(command) for command, _, _ in lines]
   assert machine.calls() == []
   modes = {command[3] for command in commands if command[2] == 'gpt_jax.bench'}
   assert modes == {'train', 'decode', 'startup'}
   done = machine.run(script, out, **peers)
   assert done.returncode == 0
   assert machine.calls() == commands
+  kept = {line[2] for line, command in zip(lines, commands, strict=True) if '--json' in command}
+  assert kept == {str(path) for path in (tmp_path / 'out').glob('*.json')} and kept
   failed = machine.run(script, out, JAX_NUM_PROCESSES='3', **peers)  # that python exits with 2
   assert (failed.returncode, failed.stderr.count('failed')) == (1, len(commands))
 

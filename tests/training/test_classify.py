@@ -113,18 +113,18 @@ def test_the_test_split_is_measured_document_by_document(folder):
   )
 
 
-def test_the_command_prints_it(folder, tmp_path, capsys):
+def test_the_command_prints_it(folder, capsys):
   values = evaluate.define_flags()
-  path = tmp_path / 'x.json'
-  args = [f'--model={folder / "run"}', '--data=run:validation', f'--json={path}']
+  args = [f'--model={folder / "run"}', '--data=run:validation', '--json']
   cli.parse(values, ['evaluate', *args], takes_config=False)
   evaluate.main(values)
-  found, out = json.loads(path.read_text()), capsys.readouterr().out
+  out, messages = capsys.readouterr()
+  found = json.loads(out)
   step, accuracy = found['step'], found['measures']['accuracy']
   assert found['task'] == 'run' and found['classes'] == ['bad', 'good']
   logged = {line['step']: line for line in runs.lines(folder / 'run') if 'val/error' in line}
   assert logged[step]['val/accuracy'] == pytest.approx(accuracy, abs=0.1)  # of fewer rows
-  assert f'step {step}' in out and f'accuracy        {accuracy:.4f}' in out
+  assert f'step {step}' in messages and f'accuracy        {accuracy:.4f}' in messages
 
 
 def test_validation_of_a_language_model_is_each_token_once(folder):

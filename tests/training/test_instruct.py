@@ -50,14 +50,15 @@ def _refuse(error):
 
 
 @pytest.fixture
-def measure(folder, tmp_path, capsys):
+def measure(folder, capsys):
   def run(name):
     values = evaluate.define_flags()
     data = f'--data=examples:{folder / "talk.jsonl"}'
-    args = [f'--model={folder / name}', data, f'--json={tmp_path / "x.json"}']
+    args = [f'--model={folder / name}', data, '--json']
     cli.parse(values, ['evaluate', *args, '--limit=12'], takes_config=False)
     evaluate.main(values)
-    return capsys.readouterr().out, json.loads((tmp_path / 'x.json').read_text())
+    out, messages = capsys.readouterr()
+    return messages, json.loads(out)
 
   return run
 
