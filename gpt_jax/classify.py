@@ -25,24 +25,25 @@ def define_flags() -> flags.FlagValues:
 
 def main(values: flags.FlagValues) -> None:
   texts = _texts(values)
-  from gpt_jax.downstream import classify  # slow, so after the checks
-  from gpt_jax.generation import language_model
+  with progress.doing(f'loading {values.model}'):
+    from gpt_jax.downstream import classify  # slow, so after the checks
+    from gpt_jax.generation import language_model
 
-  with progress.Bar() as bar:
     user_cache.enable_compilation_cache()
     model = language_model.load(values.model)
-    with errors.placed('texts', [place for place, _ in texts]):
-      found = classify.classify(model, [text for _, text in texts], progress=bar.show)
-    size = model.config.block_size
-    windows = [-(-each.tokens // size) for each in found if each.tokens > size]
-    if windows:
-      longer = f'longer than the context of {size} tokens: {len(windows)} of {len(found)} texts'
-      print(f'{longer}, read in up to {max(windows)} windows', file=sys.stderr)
-    for (_, text), each in zip(texts, found, strict=True):
-      record = {'text': text, 'label': each.label, 'probabilities': each.probabilities}
-      chances = '  '.join(f'{name} {p:6.1%}' for name, p in each.probabilities.items())
-      line = f'{each.label:<10}{chances}  {textwrap.shorten(text, 50, placeholder="…")}'
-      cli.show(values, [record], line)
+  with progress.Bar() as bar, errors.placed('texts', [place for place, _ in texts]):
+    bar.show('compiling', 0, 1)
+    found = classify.classify(model, [text for _, text in texts], progress=bar.show)
+  size = model.config.block_size
+  windows = [-(-each.tokens // size) for each in found if each.tokens > size]
+  if windows:
+    longer = f'longer than the context of {size} tokens: {len(windows)} of {len(found)} texts'
+    print(f'{longer}, read in up to {max(windows)} windows', file=sys.stderr)
+  for (_, text), each in zip(texts, found, strict=True):
+    record = {'text': text, 'label': each.label, 'probabilities': each.probabilities}
+    chances = '  '.join(f'{name} {p:6.1%}' for name, p in each.probabilities.items())
+    line = f'{each.label:<10}{chances}  {textwrap.shorten(text, 50, placeholder="…")}'
+    cli.show(values, [record], line)
 
 
 def _texts(values: flags.FlagValues) -> list[tuple[str, str]]:

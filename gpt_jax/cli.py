@@ -77,6 +77,8 @@ def run(
       print(e, file=sys.stderr)
       sys.exit(STOPPED)
     except KeyboardInterrupt:
+      if sys.stderr and sys.stderr.isatty():
+        print(file=sys.stderr)  # the terminal has put ^C on the line
       sys.exit(_KILLED_BY_SIGINT)
     except MemoryError:
       print('error: out of memory: Python gets no more; use less at a time', file=sys.stderr)

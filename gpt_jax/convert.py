@@ -9,7 +9,7 @@ import pathlib
 
 from absl import flags
 
-from gpt_jax import cli, errors
+from gpt_jax import cli, errors, progress
 
 
 def define_flags() -> flags.FlagValues:
@@ -28,22 +28,23 @@ def main(values: flags.FlagValues) -> None:
   if output.exists():
     raise errors.UserError('output', f'{output} exists already', 'name a new directory')
 
-  import jax  # slow, so only once the flags are known to be valid
+  with progress.doing('converting'):
+    import jax  # slow, so only once the flags are known to be valid
 
-  from gpt_jax import models
-  from gpt_jax.downstream import model_card
-  from gpt_jax.parallel import mesh
-  from gpt_jax.weights import hub, huggingface, saved_model
+    from gpt_jax import models
+    from gpt_jax.downstream import model_card
+    from gpt_jax.parallel import mesh
+    from gpt_jax.weights import hub, huggingface, saved_model
 
-  model = saved_model.open_model(values.model)
-  for key in ('kind', 'classes', 'clusters'):
-    if (value := getattr(model.config, key)) not in ('gpt', ''):
-      problem = f'{values.model} has {key}={value}, which GPT-2 does not have'
-      raise errors.UserError('model', problem, 'convert another')
-  sharding = jax.sharding.SingleDeviceSharding(mesh.find_devices()[0])
-  params = model.load(models.abstract_params(model.config, sharding))
-  huggingface.write_model(output, model.config, params, model.tokenizer)
-  model_card.write(output, model, name=values.push or output.name)
+    model = saved_model.open_model(values.model)
+    for key in ('kind', 'classes', 'clusters'):
+      if (value := getattr(model.config, key)) not in ('gpt', ''):
+        problem = f'{values.model} has {key}={value}, which GPT-2 does not have'
+        raise errors.UserError('model', problem, 'convert another')
+    sharding = jax.sharding.SingleDeviceSharding(mesh.find_devices()[0])
+    params = model.load(models.abstract_params(model.config, sharding))
+    huggingface.write_model(output, model.config, params, model.tokenizer)
+    model_card.write(output, model, name=values.push or output.name)
   size = sum(path.stat().st_size for path in output.iterdir())
   print(f'wrote {output}: {size / 1e6:,.1f} MB', flush=True)
   if values.push:

@@ -14,12 +14,13 @@ import platform
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 
 from absl import flags
 
-from gpt_jax import cli, errors, user_cache
+from gpt_jax import cli, errors, progress, user_cache
 from gpt_jax import config as config_lib
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tiktoken')
@@ -41,11 +42,13 @@ def main(_: flags.FlagValues) -> None:
   wrong = list[str]()
   for name, check in checks.items():
     try:
-      mark, text = ('-', 'not tried') if 'devices' in wrong else ('ok', check())
+      with progress.doing(name):
+        mark, text = ('-', 'not tried') if 'devices' in wrong else ('ok', check())
     except errors.UserError as e:
       mark, text = 'WRONG', f'{e.problem}; {e.fix}'
       wrong.append(name)
-    print(f'{mark:>5}  {name:<17}  {text}', flush=True)
+    wrap = textwrap.TextWrapper(100, f'{mark:>5}  {name:<17}  ', ' ' * 26, break_long_words=False)
+    print(wrap.fill(text), flush=True)
   if wrong:
     sys.exit(cli.USER_ERROR)
 

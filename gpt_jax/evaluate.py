@@ -51,9 +51,10 @@ def define_flags() -> flags.FlagValues:
 
 def main(values: flags.FlagValues) -> None:
   _check(values)
-  from gpt_jax import oom
-  from gpt_jax.evaluation import exact_match, hellaswag, lambada, scoring  # slow: after the checks
-  from gpt_jax.generation import language_model
+  with progress.doing('starting'):  # slow, so after the checks
+    from gpt_jax import oom
+    from gpt_jax.evaluation import exact_match, hellaswag, lambada, scoring
+    from gpt_jax.generation import language_model
 
   user_cache.enable_compilation_cache()
   task, _, path = values.data.partition(':')
@@ -67,7 +68,8 @@ def main(values: flags.FlagValues) -> None:
       model = saved_model.open_model(values.model)
       result = held_out.measure(model, path, progress=bar.show)
     else:
-      model = language_model.load(values.model, dtype=values.dtype, mesh=cli.mesh(values))
+      with progress.doing(f'loading {values.model}'):
+        model = language_model.load(values.model, dtype=values.dtype, mesh=cli.mesh(values))
       if task != 'examples' or model.config.kind != 'encoder_decoder':
         scorer = scoring.Scorer(model, batch_size=values.batch_size)
     if task == 'examples':

@@ -52,7 +52,8 @@ def define_flags() -> flags.FlagValues:
 
 def main(values: flags.FlagValues) -> None:
   names, request = _check(values)
-  from gpt_jax.downstream import pictures  # slow, so after the checks
+  with progress.doing('starting'):
+    from gpt_jax.downstream import pictures  # slow, so after the checks
 
   for name in [name for name in _ALONE if name in names]:
     _write(values, f'{name}.png', pictures.png(getattr(pictures, name)()))
@@ -106,10 +107,11 @@ def _fill(values: flags.FlagValues) -> None:
 
 def _look(values: flags.FlagValues, names: set[str], request: 'options.Request') -> None:
   """Prints, draws and writes `names` of a model."""
-  from gpt_jax import models
-  from gpt_jax.downstream import activations, pictures
+  with progress.doing(f'loading {values.model}'):
+    from gpt_jax import models
+    from gpt_jax.downstream import activations, pictures
 
-  model, ids, names = _open(values, names)
+    model, ids, names = _open(values, names)
   spell, follows = functools.partial(_spell, model.tokenizer), [*ids[1:], None]
   prompt, size = [spell(i) for i in ids], model.config.vocab_size
   title = values.model + ('' if model.step is None else f', step {model.step}')
@@ -133,7 +135,8 @@ def _look(values: flags.FlagValues, names: set[str], request: 'options.Request')
     labels = ['embedding', *(f'layer {i}' for i in range(model.config.n_layer))]
     _print('what each layer would say next', labels, [layer[-1] for layer in data['lens']])
   if 'generation' in names:
-    data['generation'] = activations.generation(model, ids, request, spell)
+    with progress.doing('generating'):
+      data['generation'] = activations.generation(model, ids, request, spell)
     labels = [str(i + 1) for i in range(len(data['generation']))]
     _print('how it goes on: each new token, and the likeliest', labels, data['generation'])
   print()

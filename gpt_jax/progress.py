@@ -10,7 +10,6 @@ from gpt_jax import errors
 # Called several times a second with a phase, the amount done and the total; it may raise.
 Report = Callable[[str, int, int], None]
 
-_DELAY = 0.5  # seconds; shorter phases show no bar
 _quiet = False
 
 
@@ -57,13 +56,13 @@ class Bar:
         desc=phase,
         total=total,
         initial=done,
-        delay=0 if self._keep else _DELAY,
         leave=self._keep,
         miniters=1,  # steps differ in size: after a large one, tqdm would skip many small ones
         dynamic_ncols=True,
-        bar_format='{l_bar}{bar}| {elapsed}<{remaining}{postfix}',
+        # Leaves room for ^C, which else begins a line and leaves the bar above it.
+        bar_format='{l_bar}{bar:-2}| {elapsed}<{remaining}{postfix}',
       )
-    self._bar.set_postfix_str(note, refresh=False)
+    self._bar.set_postfix_str(note, refresh=done == self._bar.n)
     self._bar.update(done - self._bar.n)
 
   def say(self, text: str) -> None:
@@ -79,7 +78,7 @@ def doing(what: str) -> Iterator[None]:
   """Shows on a terminal what is done while the `with` block runs, for what can't be counted."""
   visible = Bar().visible
   if visible:
-    print(f'{what} …', end='', file=sys.stderr, flush=True)
+    print(f'{what} …\r', end='', file=sys.stderr, flush=True)  # a warning takes its place
   try:
     yield
   finally:

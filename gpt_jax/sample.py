@@ -65,15 +65,14 @@ def main(values: flags.FlagValues) -> None:
   if values.prompts is not None:
     prompts = parsing.read_lines(values.prompts, key='prompts', kind='prompt')
   began = time.monotonic()
-  if sys.stderr and sys.stderr.isatty():
-    print(f'loading {values.model} …', file=sys.stderr)
-  from gpt_jax.generation import interactive, language_model  # slow, so after the checks
+  with progress.doing(f'loading {values.model}'):
+    from gpt_jax.generation import interactive, language_model  # slow, so after the checks
 
-  user_cache.enable_compilation_cache()
-  load = functools.partial(language_model.load, dtype=values.dtype, mesh=cli.mesh(values))
-  model = load(values.model)
-  if values.draft:
-    request = dataclasses.replace(request, draft=load(values.draft))
+    user_cache.enable_compilation_cache()
+    load = functools.partial(language_model.load, dtype=values.dtype, mesh=cli.mesh(values))
+    model = load(values.model)
+    if values.draft:
+      request = dataclasses.replace(request, draft=load(values.draft))
   if model.tokenizer is None:
     raise errors.UserError('model', 'has no tokenizer', 'put its tokenizer.json there')
   step = '' if model.step is None else f', step {model.step}'
@@ -158,6 +157,7 @@ def _generate(
       if len(texts) == 1 and not values.json:
         parts = model.stream(texts[0], request=request)
         return [interactive.write(model.shown(texts[0]), parts, watch=show)]
+      bar.show('tokens', 0, values.max_new_tokens)
       samples = model.generate(texts, log_probs=values.log_probs, progress=show, request=request)
   except errors.UserError as e:
     at = {'prompt': places[0], **{f'prompts[{i}]': place for i, place in enumerate(places)}}

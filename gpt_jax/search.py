@@ -45,11 +45,12 @@ def define_flags() -> flags.FlagValues:
 
 def main(values: flags.FlagValues) -> None:
   queries = _check(values)
-  from gpt_jax.downstream import search  # slow, so after the checks
-  from gpt_jax.generation import language_model
+  with progress.doing(f'loading {values.model}'):
+    from gpt_jax.downstream import search  # slow, so after the checks
+    from gpt_jax.generation import language_model
 
-  user_cache.enable_compilation_cache()
-  model = language_model.load(values.model)
+    user_cache.enable_compilation_cache()
+    model = language_model.load(values.model)
   corpus = _corpus(values)  # after the model: TFDS tries for minutes to find what is missing
   made_of = search.identity(model, corpus, pooling=values.pooling)
   path = pathlib.Path(values.index or user_cache.folder() / 'search' / _name(values, made_of))
@@ -62,7 +63,7 @@ def main(values: flags.FlagValues) -> None:
   index = search.open_index(path, made_of)
   began = time.monotonic()
   places, texts = zip(*queries, strict=True)
-  with errors.placed('texts', places):
+  with progress.doing('searching'), errors.placed('texts', places):
     found = index.search(model, texts, top=values.top)
   seconds = time.monotonic() - began
   print(f'searched {len(index.documents):,} documents in {seconds:.3f} s', file=sys.stderr)

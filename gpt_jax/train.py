@@ -14,7 +14,7 @@ import pathlib
 
 from absl import flags
 
-from gpt_jax import cli, errors, knobs, shutdown, validation
+from gpt_jax import cli, errors, knobs, progress, shutdown, validation
 from gpt_jax import config as config_lib
 
 
@@ -50,14 +50,15 @@ def train(config: config_lib.Config, workdir: str | os.PathLike[str]) -> None:
 def _train(
   config: config_lib.Config, workdir: str | os.PathLike[str], guard: shutdown.Guard
 ) -> None:
-  # Slow to import, so only once the flags are known to be valid.
-  from gpt_jax import oom, user_cache
-  from gpt_jax.data import loader
-  from gpt_jax.parallel import mesh as mesh_lib
-  from gpt_jax.parallel import processes
-  from gpt_jax.training import fit, lock, loop, metrics, program, report, trackers
-  from gpt_jax.training import run as run_lib
-  from gpt_jax.weights import saved_model
+  with progress.doing('starting'):
+    # Slow to import, so only once the flags are known to be valid.
+    from gpt_jax import oom, user_cache
+    from gpt_jax.data import loader
+    from gpt_jax.parallel import mesh as mesh_lib
+    from gpt_jax.parallel import processes
+    from gpt_jax.training import fit, lock, loop, metrics, program, report, trackers
+    from gpt_jax.training import run as run_lib
+    from gpt_jax.weights import saved_model
 
   with processes.joined(config), lock.locked(pathlib.Path(workdir)):
     guard.check()

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from gpt_jax import classify, cli
-from tests import raised, random_params
+from tests import raised, random_params, screen
 from tests.weights import saved
 
 
@@ -63,6 +63,17 @@ def test_texts_come_from_a_flag_a_file_or_standard_input(command, tmp_path, monk
   monkeypatch.setattr('sys.stdin', file)
   out, messages = command('--texts=-')
   assert out.startswith(found[2]['label']) and 'good' in out and messages == ''
+
+
+def test_nothing_but_the_classes_is_left_on_a_terminal(command, monkeypatch):
+  expected, _ = command('--texts=texts.txt')
+  terminal = screen.Terminal()
+  monkeypatch.setattr('sys.stdout', terminal)
+  monkeypatch.setattr('sys.stderr', terminal)
+  command('--texts=texts.txt')
+  note, *shown = (line for line in screen.lines(terminal.getvalue()) if line)
+  assert 'windows' in note and shown == [line.rstrip() for line in expected.splitlines()]
+  assert 'loading' in terminal.getvalue() and 'reading:' in terminal.getvalue()
 
 
 @pytest.mark.parametrize(

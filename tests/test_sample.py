@@ -132,7 +132,7 @@ def test_a_text_is_printed_while_it_is_generated(command, monkeypatch):
 
   monkeypatch.setattr(sys, 'stdout', Out())
   command('--prompt=some', '--max_new_tokens=40')
-  assert len(set(written)) > 3 and written[0] == 'some'
+  assert len(set(written)) > 3 and written[0].startswith('some')
 
 
 @pytest.mark.parametrize('source', ['~/p.txt', '-'])

@@ -105,13 +105,14 @@ def build(
   Long documents of text files count as several, of about a megabyte. Raises `UserError`.
   """
   pooling, vectors, begins = made_of['pooling'], [], []
-  done, total = 0, sum(part.size for part in corpus.parts)
+  done, size, total = 0, 0, sum(part.size for part in corpus.parts)
 
   def show(_: str, windows: int, of: int) -> None:
     progress(f'embedding {corpus.spec}', min(done + size * windows // of, total), total)
 
   try:
     with atomic.new_folder(path) as folder:
+      show('', 0, 1)  # the first batch takes the longest
       for places, texts in _batches(corpus, invalid_utf8):
         size = sum(map(len, texts))
         with errors.placed('texts', places):

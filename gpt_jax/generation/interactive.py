@@ -7,7 +7,7 @@ import io
 import sys
 from collections.abc import Callable, Generator, Iterator
 
-from gpt_jax import errors, knobs, oom, user_cache
+from gpt_jax import errors, knobs, oom, progress, user_cache
 from gpt_jax.data.sources import turns
 from gpt_jax.generation import language_model, options, rows
 
@@ -22,14 +22,18 @@ def write(
   watch: Callable[[], None] = lambda: None,
 ) -> rows.Sample:
   """Prints a prompt and the parts of its text as they come; calls `watch` after each part."""
-  print(prompt, end='', flush=True)
-  while True:
-    try:
-      print(next(parts), end='', flush=True)
-    except StopIteration as end:
-      print(flush=True)
-      return end.value
-    watch()
+  rest = prompt  # it comes with the first part: until then its line says what is being done
+  try:
+    with progress.doing('compiling'):
+      part = next(parts)
+    while True:
+      print(rest + part, end='', flush=True)
+      rest = ''
+      watch()
+      part = next(parts)
+  except StopIteration as end:
+    print(rest, flush=True)
+    return end.value
 
 
 def report_shifts(context_shifts: int, block_size: int) -> None:

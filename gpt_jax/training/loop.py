@@ -113,13 +113,14 @@ class Loop:
       checkpoints_lib.Checkpoints(run.checkpoints, keep=keep, warn=bar.say) as checkpoints,
     ):
       self._checkpoints = checkpoints
-      if folder:
-        state = self._program.restored_state(folder)
-      else:
-        source = self._program.config.init_from
-        state = self._program.initial_state(
-          saved_model.open_model(source) if source and pretrained is None else pretrained
-        )
+      with progress.doing(f'reading {folder}' if folder else 'initializing'):
+        if folder:
+          state = self._program.restored_state(folder)
+        else:
+          source = self._program.config.init_from
+          state = self._program.initial_state(
+            saved_model.open_model(source) if source and pretrained is None else pretrained
+          )
       self._log = metrics_lib.MetricsLog(
         run.metrics,
         resume_step=resume_step,
@@ -238,6 +239,7 @@ class Loop:
 
   def _evaluate(self, state: step_lib.TrainState, step: int) -> tuple[float | None, bool]:
     """Returns the score on the fixed validation batches, if finite, and whether it is the best."""
+    self._console.evaluating(step)
     count = self._train.eval_batches
     rows = functools.partial(self._data.val.val_rows, total=count * self._train.batch_size)
     params = step_lib.swap_average(self._program.config.model, state).params

@@ -113,12 +113,16 @@ class Console:
   def __init__(self, bar: progress.Bar, *, steps: int, start: int) -> None:
     self.say = bar.say
     self._bar, self._steps, self._start = bar, steps, start
-    self._since, self._rate = time.monotonic(), 0.0
+    self._since, self._rate, self._note = time.monotonic(), 0.0, ''
+
+  def evaluating(self, step: int) -> None:
+    """Reports that an evaluation begins."""
+    self._bar.show('training', step, self._steps, 'evaluating')
 
   def step(self, step: int, loss: float) -> None:
     """Reports a step."""
-    note = f'{progress.short(self._rate)} tokens/s, loss {loss:.3f}'
-    self._bar.show('training', step, self._steps, note)
+    self._note = f'{progress.short(self._rate)} tokens/s, loss {loss:.3f}'
+    self._bar.show('training', step, self._steps, self._note)
 
   def skipped(self, step: int, metrics: Mapping[str, float]) -> None:
     """Reports a step that changed nothing."""
@@ -145,6 +149,7 @@ class Console:
     if not math.isfinite(metrics_lib.score(line)):
       values.append('not finite: never the best')
     self.say(f'step {step}/{self._steps}  {"  ".join(values)}{"  best" if best else ""}')
+    self._bar.show('training', step, self._steps, self._note)
 
 
 def _row(name: str, value: str) -> None:

@@ -38,13 +38,14 @@ def download(name: str) -> pathlib.Path | None:
     return None
   huggingface_hub = _library(name)
   repository, _, revision = PUBLISHED.get(name, name.removeprefix(_PREFIX)).partition('@')
-  fix = (
-    'check the name and the network, hf auth login if it is private, or name a folder that has it'
-  )
-  with _as_user_error(name, 'downloaded', fix):
-    folder = huggingface_hub.snapshot_download(
-      repository, revision=revision or None, allow_patterns=_FILES, ignore_patterns=['*/*']
-    )
+  fix = 'check the name and the network; if it is private, hf auth login'
+  options: Any = {
+    'allow_patterns': _FILES,
+    'ignore_patterns': ['*/*'],
+    'revision': revision or None,
+  }
+  with _as_user_error(name, 'downloaded', fix), _bars(huggingface_hub.utils.tqdm) as bars:
+    folder = huggingface_hub.snapshot_download(repository, tqdm_class=bars, **options)
   return pathlib.Path(folder)
 
 
@@ -70,6 +71,22 @@ def _library(name: str) -> Any:
   if not sys.stderr.isatty():
     utils.disable_progress_bars()
   return huggingface_hub
+
+
+@contextlib.contextmanager
+def _bars(base: Any) -> Iterator[Any]:
+  """Yields a class of bars of which nothing is left on the screen when the `with` block ends."""
+  made = list[Any]()
+
+  def init(self: Any, *args: Any, **options: Any) -> None:
+    base.__init__(self, *args, **options | {'leave': False})
+    made.append(self)
+
+  try:
+    yield type('Bar', (base,), {'__init__': init})
+  finally:
+    for bar in made:  # huggingface_hub leaves them open
+      bar.close()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import pytest
 
 from gpt_jax import errors
 from gpt_jax.generation import interactive, options, parsing
+from tests import screen
 from tests.generation import tiny
 
 
@@ -27,6 +28,21 @@ def test_a_session_writes_a_text_for_each_line(monkeypatch, capsys):
   out, messages = capsys.readouterr()
   assert out == expected and [error.key for error in reported] == ['prompt'] * 4
   assert messages.count('context of 13 tokens') == shifts > 0
+
+
+@pytest.mark.parametrize('parts', [[], ['some', ' text']])
+def test_until_the_first_part_its_line_says_what_is_being_done(monkeypatch, parts):
+  terminal = screen.Terminal()
+  monkeypatch.setattr(sys, 'stdout', terminal)
+  monkeypatch.setattr(sys, 'stderr', terminal)
+
+  def stream():
+    assert terminal.getvalue() == 'compiling …\r'
+    yield from parts
+    return 'sample'
+
+  assert interactive.write('of ', stream()) == 'sample'
+  assert terminal.getvalue() == f'compiling …\r\r\033[Kof {"".join(parts)}\n'
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax import atomic, errors, json_files, models, shutdown
+from gpt_jax import atomic, errors, json_files, models, progress, shutdown
 from gpt_jax.data import loader
 from gpt_jax.parallel import mesh as mesh_lib
 from gpt_jax.training import fit, loop, metrics, plot, report
@@ -347,6 +347,16 @@ def test_the_throughput_leaves_out_evaluations_and_checkpoints(
   runs.run(runs.change(config, train__log_every=3), tmp_path / 'run')
   rates = metrics.column(metrics.read(tmp_path / 'run' / 'metrics.jsonl'), 'perf/tokens_per_second')
   assert rates == ([1, 3, 6], [16 * 8 / 2] * 3)
+
+
+def test_the_bar_says_that_an_evaluation_goes_on_until_it_ends(config, tmp_path, monkeypatch):
+  notes = list[str]()
+  monkeypatch.setattr(progress.Bar, 'show', lambda _, *args: notes.append(args[-1]))
+  runs.run(runs.change(config, train__eval_every=3), tmp_path / 'run')
+  training = [note.partition(',')[2] or note for note in notes if type(note) is str]
+  where = [i for i, note in enumerate(training) if note == 'evaluating']
+  assert where == [0, 5, 10] and training[1] == ''
+  assert all(training[i - 1] == training[i + 1] != '' for i in where[1:])
 
 
 def test_a_picture_that_cannot_be_written_ends_no_run(config, tmp_path, monkeypatch, capsys):

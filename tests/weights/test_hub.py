@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, utils
 
 from gpt_jax.weights import hub, saved_model
-from tests import raised
+from tests import raised, screen
 from tests.weights import hub_server
 
 _TIED = pathlib.Path(__file__).with_name('fixtures') / 'huggingface' / 'tied'
@@ -89,6 +89,18 @@ def test_a_name_is_resolved_to_a_commit_and_downloaded_once_without_the_pickle(
   assert [path.rpartition('/')[2] for _, path in served.requests] == ['main']
   served.names['main'] = _OLD  # another commit
   assert saved_model.open_model('gpt2').path.name == _OLD
+
+
+def test_bars_of_downloads_are_not_left_on_a_terminal(
+  served: hub_server.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  utils.enable_progress_bars()
+  for name in ('downloaded', 'cached'):
+    terminal = screen.Terminal()
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    saved_model.open_model('gpt2')
+    assert 'Fetching' in terminal.getvalue(), name
+    assert not any(screen.lines(terminal.getvalue())), name
 
 
 def test_a_pinned_revision_is_asked_for_by_its_hash_and_then_needs_no_network(
