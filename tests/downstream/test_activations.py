@@ -1,6 +1,7 @@
 """What is shown of a model is what the model computes."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -44,11 +45,9 @@ def test_the_weights_explain_what_attention_returns(changes):
   weights_NHLM = activations.attention(model, IDS)
   config, module = model.config, models.make(model.config)
   assert weights_NHLM.shape == (2, config.n_head, len(IDS), len(IDS))
-  _, captured = module.apply(
-    {'params': model.params},
-    np.array([IDS]),
-    capture_intermediates=True,
-    mutable='intermediates',
+  capture: Any = {'capture_intermediates': True, 'mutable': 'intermediates'}
+  _, captured = jax.jit(functools.partial(module.apply, **capture))(
+    {'params': model.params}, np.array([IDS])
   )
   for i, weights_HLM in enumerate(weights_NHLM):
     attention = captured['intermediates'][f'h_{i}']['attn']

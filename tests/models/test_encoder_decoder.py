@@ -31,10 +31,6 @@ def _model(**changes):
   return models.make(config), params
 
 
-def _apply(model, params, *args, **options):
-  return model.apply({'params': params}, *args, **options)
-
-
 @pytest.mark.parametrize('changes', WAYS, ids=str)
 def test_a_position_sees_its_source_and_the_target_before_it(changes):
   """By gradients in the embeddings, of which each token here has its own."""
@@ -44,7 +40,7 @@ def test_a_position_sees_its_source_and_the_target_before_it(changes):
 
   def states(table_VD):
     changed = {**params, 'wte': {'embedding': table_VD}}
-    hidden, _ = _apply(model, changed, tokens_BL, sources_BM=sources_BM, method='hidden')
+    hidden, _ = tiny.apply(model, changed, tokens_BL, sources_BM=sources_BM, method='hidden')
     return (hidden**3).sum(-1)
 
   gradient_BLVD = jax.jit(jax.jacrev(states))(params['wte']['embedding'])
@@ -59,7 +55,7 @@ def test_scanned_layers_compute_what_unrolled_ones_do():
   model, params = _model()
   scanned, _ = _model(scan_layers=True)
   one, other = (
-    jax.jit(functools.partial(_apply, m))(p, tokens_BL, sources_BM=SOURCES_BM)[0]
+    tiny.apply(m, p, tokens_BL, sources_BM=SOURCES_BM)[0]
     for m, p in ((model, params), (scanned, tiny.stack(params)))
   )
   np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
@@ -69,14 +65,14 @@ def test_scanned_layers_compute_what_unrolled_ones_do():
 def test_decoding_with_both_caches_is_the_whole_computation(scan_layers):
   model, params = _model(scan_layers=scan_layers)
   tokens_BL = tiny.make_tokens(2, 7)
-  whole_BLV, _ = _apply(model, params, tokens_BL, sources_BM=SOURCES_BM)
-  memory = _apply(model, params, SOURCES_BM, method='remember')
+  whole_BLV, _ = tiny.apply(model, params, tokens_BL, sources_BM=SOURCES_BM)
+  memory = tiny.apply(model, params, SOURCES_BM, method='remember')
   cache = attention.empty_cache(model.config, 2, 8)._replace(memory=memory)
   # The rows change places on the way, and their memories with them.
   swapped = jnp.array([1, 0])
   found = []
   for start, stop in ((0, 3), (3, 4), (4, 7)):
-    logits_BLV, cache = _apply(model, params, tokens_BL[:, start:stop], cache=cache)
+    logits_BLV, cache = tiny.apply(model, params, tokens_BL[:, start:stop], cache=cache)
     found.append(logits_BLV if start % 2 == 0 else logits_BLV[swapped])
     if start in (0, 3):
       cache, tokens_BL = attention.take_rows(cache, swapped), tokens_BL[swapped]
@@ -86,8 +82,8 @@ def test_decoding_with_both_caches_is_the_whole_computation(scan_layers):
 def test_padding_behind_a_source_changes_nothing():
   model, params = _model()
   tokens_BL = tiny.make_tokens(2, 6)
-  logits_BLV, _ = _apply(model, params, tokens_BL, sources_BM=SOURCES_BM)
-  alone_BLV, _ = _apply(model, params, tokens_BL[1:], sources_BM=SOURCES_BM[1:, :2])
+  logits_BLV, _ = tiny.apply(model, params, tokens_BL, sources_BM=SOURCES_BM)
+  alone_BLV, _ = tiny.apply(model, params, tokens_BL[1:], sources_BM=SOURCES_BM[1:, :2])
   np.testing.assert_allclose(logits_BLV[1:], alone_BLV, rtol=0, atol=1e-5)
 
 
@@ -95,7 +91,7 @@ def test_loss_and_exact_match_are_those_of_the_targets_and_greedy_decoding():
   model, params = _model()
   inputs_BL, targets_BL = tiny.make_tokens(2, 6), tiny.make_tokens(2, 6).copy()
   targets_BL[1, 4:] = batch_lib.IGNORED
-  logits_BLV, _ = _apply(model, params, inputs_BL, sources_BM=SOURCES_BM)
+  logits_BLV, _ = tiny.apply(model, params, inputs_BL, sources_BM=SOURCES_BM)
   targets_BL[1, :4] = np.asarray(logits_BLV.argmax(-1))[1, :4]
   rows = batch_lib.Batch(inputs_BL, targets_BL, None, SOURCES_BM)
   log_p_BLV = jax.nn.log_softmax(logits_BLV)
@@ -104,7 +100,7 @@ def test_loss_and_exact_match_are_those_of_the_targets_and_greedy_decoding():
   assert float(sums['loss']) == pytest.approx(float(wanted), rel=1e-5)
   assert [int(sums[name]) for name in ('targets', 'rows', 'exact')] == [10, 2, 1]
   assert objectives.measures(jax.device_get(sums))['exact_match'] == 0.5
-  loss = objectives.loss(model, params, rows, jax.random.key(0))
+  loss = jax.jit(functools.partial(objectives.loss, model))(params, rows, jax.random.key(0))
   assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
 
 

@@ -39,9 +39,8 @@ NONE = {(0, 1): 60}
 @pytest.mark.parametrize('clusters', CLUSTERS)
 def test_logits_are_those_of_a_softmax_of_softmaxes(clusters, kind):
   model, params = _make(clusters, kind=kind, tie_embeddings=False)
-  variables = {'params': params}
-  hidden_BLD, _ = model.apply(variables, tiny.make_tokens(2, 8), method='hidden')
-  logits_BLV = np.asarray(model.apply(variables, hidden_BLD, method='logits'), np.float64)
+  hidden_BLD, _ = tiny.apply(model, params, tiny.make_tokens(2, 8), method='hidden')
+  logits_BLV = np.asarray(tiny.apply(model, params, hidden_BLD, method='logits'), np.float64)
   x_BLD = np.asarray(hidden_BLD, np.float64)
   raw_BLV = np.exp(x_BLD @ np.asarray(params['lm_head'], np.float64)[: tiny.VOCAB].T)
   gates_BLC = np.exp(x_BLD @ np.asarray(params['gates'], np.float64).T)
@@ -73,7 +72,7 @@ def test_the_loss_and_its_gradients_are_those_of_all_logits(clusters, shares):
     return 2 * output.cross_entropy(logits_BLV, targets_BL)
 
   assert float(jax.jit(quickly)(params, hidden_BLD)) == pytest.approx(
-    float(slowly(params, hidden_BLD)), rel=1e-5
+    float(jax.jit(slowly)(params, hidden_BLD)), rel=1e-5
   )
   fast, slow = (jax.jit(jax.grad(f, (0, 1)))(params, hidden_BLD) for f in (quickly, slowly))
   used = params.keys() & {'lm_head', 'gates'}

@@ -91,8 +91,8 @@ def test_a_model_computes_with_what_its_matrices_are_rounded_to(dtype, changes):
   params = jax.tree_util.tree_map_with_path(rounded, params)
   for B, L, error in ((1, 1, 1e-5), (2, 8, 2e-2 if dtype == 'bfloat16' else 1e-3)):
     tokens_BL = tiny.make_tokens(B, L)
-    found, _ = models.make(small).apply({'params': quantized_params}, tokens_BL)
-    wanted, _ = models.make(small).apply({'params': params}, tokens_BL)
+    found, _ = tiny.apply(models.make(small), quantized_params, tokens_BL)
+    wanted, _ = tiny.apply(models.make(small), params, tokens_BL)
     np.testing.assert_allclose(found, wanted, atol=error * np.abs(wanted[wanted > -1e9]).max())
 
 
@@ -117,6 +117,6 @@ def test_of_an_lstm_the_output_layer_alone_is_quantized():
   assert isinstance(quantized_params['lm_head'], quantized.Weights)
   assert quantized_params['h_0'] == params['h_0']
   tokens_BL = tiny.make_tokens(2, 5)
-  found, _ = models.make(small).apply({'params': quantized_params}, tokens_BL)
-  wanted, _ = models.make(config).apply({'params': params}, tokens_BL)
+  found, _ = tiny.apply(models.make(small), quantized_params, tokens_BL)
+  wanted, _ = tiny.apply(models.make(config), params, tokens_BL)
   np.testing.assert_allclose(found, wanted, atol=0.02 * np.abs(wanted[wanted > -1e9]).max())

@@ -29,7 +29,7 @@ def test_right_are_the_tokens_of_spans_without_masks_and_eos():
   config = tiny.make_config(kind='encoder_decoder', mask_id=MASK)
   model, params = models.make(config), tiny.make_params(kind='encoder_decoder')
   sources_BL, inputs_BL = tiny.make_tokens(3, 8) % MASK, tiny.make_tokens(3, 6)
-  logits_BLV = model.apply({'params': params}, inputs_BL, sources_BM=sources_BL)[0]
+  logits_BLV = tiny.apply(model, params, inputs_BL, sources_BM=sources_BL)[0]
   # The first row is all right, of the second only one token counts, the last is a full one.
   targets_BL = np.asarray(logits_BLV.argmax(-1)).astype(np.int32) % MASK
   targets_BL[0, :4] = [MASK, targets_BL[0, 1], targets_BL[0, 2], 3]
@@ -43,7 +43,7 @@ def test_right_are_the_tokens_of_spans_without_masks_and_eos():
   assert int(sums['right']) == 2 + 0 + 2 + 1 and int(sums['targets']) == 4 + 3 + 6
   counts_V = np.bincount(np.concatenate(counted), minlength=tiny.VOCAB)
   np.testing.assert_array_equal(np.asarray(sums['counts'])[: tiny.VOCAB], counts_V)
-  loss = objectives.loss(model, params, rows, jax.random.key(5))
+  loss = jax.jit(functools.partial(objectives.loss, model))(params, rows, jax.random.key(5))
   assert float(loss) == pytest.approx(float(sums['loss']), rel=1e-5)
 
 
