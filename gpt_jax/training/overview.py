@@ -1,5 +1,6 @@
 """What the folder of a run says of it, read without JAX, and tables to print."""
 
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -25,10 +26,10 @@ class Overview(NamedTuple):
 
   @property
   def best_line(self) -> metrics.Line | None:
-    """The best evaluation; None if there was none."""
+    """What is finite of the best evaluation; None if there was none."""
     step = (metrics.best(self.lines) or [None])[0]
     lines = [line for line in self.lines if line['step'] == step and 'val/loss' in line]
-    return lines[0] if lines else None
+    return {k: v for k, v in lines[0].items() if math.isfinite(v)} if lines else None
 
   @property
   def best(self) -> tuple[str, str]:
