@@ -58,6 +58,7 @@ def execute(
   """
   book = nbformat.read(path, as_version=4)
   (cell,) = (cell for cell in book.cells if 'parameters' in cell.metadata.get('tags', ()))
+  assert all(name in cell.source for name in values), cell.source
   lines = [f'{name} = {value!r}' for name, value in values.items()]
   first = nbformat.v4.new_code_cell(f'%reset -f\n%cd -q {folder}')
   injected = nbformat.v4.new_code_cell('\n'.join(lines))

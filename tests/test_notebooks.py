@@ -20,6 +20,7 @@ NAMES = ['train_your_first_gpt', 'look_inside_gpt2', 'film_reviews']
 _SMALL = {
   'model.n_embd': 16,
   'model.n_head': 2,
+  'model.bias': False,
   'train.eval_batches': 1,
   'train.checkpoint_every': 100,
   'data.processes': 1,
