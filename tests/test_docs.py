@@ -181,7 +181,7 @@ def test_the_site_builds_without_a_warning(tmp_path: pathlib.Path) -> None:
     [*command, str(tmp_path / 'site')], cwd=REPOSITORY, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
-  for page in ('index', 'docs/functions', 'docs/commands'):
+  for page in ('index', 'docs/functions', 'docs/commands', 'notebooks/film_reviews'):
     assert (tmp_path / 'site' / f'{page}.html').is_file()
   functions = (tmp_path / 'site' / 'docs' / 'functions.html').read_text('utf-8')
   assert 'id="gpt_jax.load"' in functions
