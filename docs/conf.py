@@ -38,9 +38,14 @@ html_theme_options = {'light_css_variables': _variables, 'dark_css_variables': _
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _PAGES = {
-  'Guides': 'training data sampling weights measuring optimizer scaling_law scale inside',
-  'Tasks': 'film_reviews instructions encoders',
-  'Reference': 'commands configs functions performance',
+  'Guides': """
+    docs/training docs/data docs/sampling docs/weights docs/measuring docs/optimizer
+    docs/scaling_law docs/scale docs/inside""",
+  'Tasks': 'docs/film_reviews docs/instructions docs/encoders',
+  'Notebooks': """
+    notebooks/train_your_first_gpt notebooks/look_inside_gpt2 notebooks/film_reviews""",
+  'Reference': 'docs/commands docs/configs docs/functions docs/performance',
+  'Contributing': 'CONTRIBUTING CHANGELOG',
 }
 _MODULES = {
   'Using a model': """
@@ -64,11 +69,8 @@ _MODULES = {
 
 def _contents() -> str:
   """Returns the navigation, which stands at the end of the first page and isn't shown there."""
-  pages = {caption: [f'docs/{n}' for n in names.split()] for caption, names in _PAGES.items()}
-  notebooks = [f'notebooks/{path.stem}' for path in sorted(_ROOT.glob('notebooks/*.ipynb'))]
-  pages = {**pages, 'Notebooks': notebooks, 'Contributing': ['CONTRIBUTING', 'CHANGELOG']}
   tree = '```{{toctree}}\n:hidden:\n:caption: {}\n\n{}\n```\n'
-  return '\n'.join(tree.format(caption, '\n'.join(names)) for caption, names in pages.items())
+  return '\n'.join(tree.format(name, '\n'.join(pages.split())) for name, pages in _PAGES.items())
 
 
 def _commands() -> str:
