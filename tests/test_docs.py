@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import pathlib
 import re
 import runpy
@@ -100,7 +101,9 @@ def _run(words: list[str]) -> str:
   if words[0].startswith(('XLA_FLAGS=', 'launch/')):
     name = 'gpt_jax.train'
     command = ' '.join([words[0], *map(shlex.quote, [*words[1:], *_small([name, *words])])])
-    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    path = f'{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    env = {**os.environ, 'PATH': path}
+    done = subprocess.run(command, shell=True, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
   given = ''
