@@ -127,7 +127,7 @@ def _run(words: list[str]) -> str:
 def place(tmp_path_factory: pytest.TempPathFactory, vocabulary: None) -> Iterator[pathlib.Path]:
   """A folder with what the documentation takes as given: a quickstart, GPT-2, small texts."""
   folder = tmp_path_factory.mktemp('place')
-  for name in ('configs', 'launch', 'README.md'):
+  for name in ('configs', 'docs', 'launch'):
     (folder / name).symlink_to(REPOSITORY / name)
   texts = [string.printable + README[start : start + 300] for start in range(0, 9000, 100)]
   rows = [{'text': text, 'label': 'pos' if n % 2 else 'neg'} for n, text in enumerate(texts)]
