@@ -46,10 +46,9 @@ def run(
   """Parses the command line, runs `main` with `flag_values` and exits; `doc` is for --help.
 
   A command that `takes_config` has `--config=FILE.py` and overrides such as `--config.a.b=v`, and
-  gets the config too, of which it uses `sections`; one with `words`, which completion
-  offers, gets a list of the arguments that are no flags. Standard output of one that `reports` is
-  only about its work, which goes on if nobody reads it.
-  `aliases` are config keys or arguments -> the flags that stand for them.
+  gets the config too, of which it uses `sections`; one with `words`, which completion offers, gets
+  the arguments that are no flags. What one that `reports` prints is only about its work, which goes
+  on if nobody reads it. `aliases` are config keys or arguments -> their flags.
   """
   # Libraries report their progress through absl's logger; a command speaks for itself.
   logging.getLogger('absl').setLevel(logging.ERROR)
@@ -57,11 +56,7 @@ def run(
   with shutdown.ends_command():
     try:
       if sys.argv[1:2] == ['--complete']:
-        if takes_config:
-          define_config(flag_values)
-        breaks, word = sys.argv[2:]
-        found = completion.candidates(flag_values, word, configs=_config_names(), words=words)
-        completion.show(found, word, breaks)
+        _complete(flag_values, takes_config, words)
       elif {'-h', '--help', '-help', '--helpfull'} & set(sys.argv[1:]):
         print(help_text(flag_values, doc=doc, sections=sections if takes_config else None))
       else:
@@ -98,6 +93,14 @@ def run(
     finally:
       with contextlib.suppress(AttributeError, OSError):  # else Python tells of it when it exits
         sys.stdout.flush()
+
+
+def _complete(values: flags.FlagValues, takes_config: bool, words: Sequence[str] | None) -> None:
+  if takes_config:
+    define_config(values)
+  breaks, word = sys.argv[2:]
+  found = completion.candidates(values, word, configs=_config_names(), words=words)
+  completion.show(found, word, breaks)
 
 
 def render(
